@@ -1,0 +1,64 @@
+# `make walkthrough` and `make test` are all that a newcomer types: every target first makes .venv from
+# requirements.lock, once, with $(PYTHON).
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# A committed notebook keeps its outputs, counts and ids, and nothing of the machine that it ran on.
+NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys \
+	"metadata.papermill metadata.language_info.version cell.metadata.papermill"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help walkthrough lab test lint notebooks assets lock
+
+help: ## list these targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+walkthrough: $(INSTALLED) ## run the five notebooks on the tiny profile and write the report
+	@$(BIN)/ftlib run --profile tiny
+
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
+
+test: lint ## check style and types, then run all tests
+	@$(BIN)/pytest
+
+lint: $(INSTALLED) ## check style, types and the notebooks' metadata
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(NBSTRIPOUT) --verify $(NOTEBOOKS)
+
+notebooks: $(INSTALLED) ## execute the committed notebooks in place, on the tiny profile
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--KernelManager.transport_encryption=auto $(NOTEBOOKS)
+	@$(NBSTRIPOUT) $(NOTEBOOKS)
+
+assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
+	@$(BIN)/python -m ftlib.rehearsal.build
+
+# A pin moves only where pyproject.toml asks for it, or with `make lock UPGRADE=--upgrade`.
+# environment.yml keeps its head and gets the pins that hold on Azure ML's Python.
+lock: $(INSTALLED) ## write requirements.lock and environment.yml from pyproject.toml
+	@$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 $(UPGRADE) \
+		--annotation-style line --custom-compile-command "make lock" -o requirements.lock
+	@sed -i -E -e '/^(cuda-|nvidia-|triton=)/d' \
+		-e "2a # CUDA's packages are left out: torch itself asks for them where its CUDA build is installed." requirements.lock
+	@sed -i '/- pip:/q' environment.yml
+	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux \
+		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml
+
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing requirements.lock into .venv: a few minutes, once (where torch comes with CUDA, several GB) ..."
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq -r requirements.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "$(PYTHON) gives '$$($(PYTHON) --version 2>&1)', but Python 3.11 or later is needed:" \
+			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv

@@ -1,0 +1,247 @@
+"""The little world of the rehearsal: facts in five languages, told as conversations in the published data set's schema.
+
+`facts.toml` says what is true, `wordings.toml` how each language says it. From the two come the sample data set that the
+adapter learns from, the held-out questions that it is measured on, and the text that the tiny base model was pretrained on.
+"""
+
+import random
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+LANGUAGES = ("English", "Spanish", "French", "Italian", "German")
+ROWS = 1_000
+HELD_OUT_ROWS = 120
+
+# English questions: those of the training rows, then those that only the held-out questions use.
+TRAINING_WORDINGS, HELD_OUT_WORDINGS = slice(0, 4), slice(4, 6)
+# One group of facts in three is kept from the training rows.
+HELD_OUT_GROUP = 3
+FOLLOW_UP_SHARE = 0.15
+
+_CONTRACTIONS = {
+    "Spanish": {"de el ": "del "},
+    "French": {"de le ": "du "},
+    "Italian": {"di il ": "del ", "di la ": "della ", "di l'": "dell'"},
+}
+
+
+def _load(name: str) -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+_FACTS = _load("facts.toml")
+_WORDINGS = _load("wordings.toml")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that can be asked about: the words that fill a wording's slots, by language.
+
+    Facts of one `group` say the same thing from two sides (hot is the opposite of cold), so they are never split.
+    """
+
+    kind: str
+    group: str
+    slots: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question with the reasoning and the answer that belong to it."""
+
+    question: str
+    analysis: str
+    final: str
+
+
+def _fact(kind: str, group: str, **words: Sequence[str]) -> Fact:
+    slots = {
+        language: {slot: by_language[position] for slot, by_language in words.items()}
+        for position, language in enumerate(LANGUAGES)
+    }
+    return Fact(kind, group, slots)
+
+
+def _same(word: object) -> list[str]:
+    """A word that every language writes alike, such as a number."""
+    return [str(word)] * len(LANGUAGES)
+
+
+def all_facts() -> list[Fact]:
+    """Every fact that the rehearsal knows, in a fixed order."""
+    facts = []
+    for country in _FACTS["countries"]:
+        name, continent = country["name"], _FACTS["continents"][country["continent"]]
+        facts.append(_fact("capital", name[0], country=name, capital=country["capital"]))
+        facts.append(_fact("continent", name[0], country=name, continent=continent))
+    for group, (one, other) in _FACTS["opposites"].items():
+        facts.append(_fact("opposite", group, word=one, opposite=other))
+        facts.append(_fact("opposite", group, word=other, opposite=one))
+    for group, (thing, colour) in _FACTS["colours"].items():
+        facts.append(_fact("colour", group, thing=thing, colour=colour))
+    for a in range(2, 10):
+        for b in range(2, 10):
+            facts.append(_fact("sum", f"{min(a, b)}+{max(a, b)}", a=_same(a), b=_same(b), c=_same(a + b)))
+    months, days = _FACTS["calendar"]["months"], _FACTS["calendar"]["days"]
+    for month, following in pairwise([*months, months[0]]):
+        facts.append(_fact("month_after", month[0], month=month, other=following))
+        facts.append(_fact("month_before", following[0], month=following, other=month))
+    for day, following in pairwise([*days, days[0]]):
+        facts.append(_fact("day_after", day[0], day=day, other=following))
+    for group, choice in _FACTS["choices"].items():
+        facts.append(_fact("choice", group, question=choice["question"], answer=choice["answer"]))
+    return facts
+
+
+def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
+    """Facts for the training rows and facts for the held-out questions, which share no group.
+
+    Of the choices, which have no right answer, only the time machine is kept back: notebook 05 asks it.
+    """
+    facts = all_facts()
+    held_out_groups = {("choice", "time_machine")}
+    for kind in dict.fromkeys(fact.kind for fact in facts if fact.kind != "choice"):
+        groups = list(dict.fromkeys(fact.group for fact in facts if fact.kind == kind))
+        random.Random(f"{seed} {kind}").shuffle(groups)
+        held_out_groups |= {(kind, group) for group in groups[::HELD_OUT_GROUP]}
+    training = [fact for fact in facts if (fact.kind, fact.group) not in held_out_groups]
+    held_out = [fact for fact in facts if (fact.kind, fact.group) in held_out_groups and fact.kind != "choice"]
+    return training, held_out
+
+
+def say(language: str, pattern: str, slots: Mapping[str, str]) -> str:
+    """A pattern with its slots filled, articles contracted ("de le" → "du") and the first letter a capital."""
+    text = pattern.format(**slots)
+    for apart, together in _CONTRACTIONS.get(language, {}).items():
+        text = text.replace(apart, together)
+    return text[0].upper() + text[1:]
+
+
+def _statement(fact: Fact, language: str) -> str:
+    return say(language, _WORDINGS[language][fact.kind]["fact"], fact.slots[language])
+
+
+def questions(fact: Fact, language: str) -> list[str]:
+    """Every way to ask for a fact in a language."""
+    patterns = _WORDINGS[language][fact.kind]["questions"]
+    return [say(language, pattern, fact.slots[language]) for pattern in patterns]
+
+
+def reasoning(fact: Fact, language: str, rng: random.Random) -> str:
+    """Four sentences of thought about a fact: what is wanted, a thought, the fact, a plan."""
+    wording = _WORDINGS[language]
+    opening = say(language, wording[fact.kind]["opening"], fact.slots[language])
+    return " ".join(
+        [opening, rng.choice(wording["thoughts"]), _statement(fact, language), rng.choice(wording["plans"])]
+    )
+
+
+def _exchange(fact: Fact, question: str, reasons_in: str, answers_in: str, rng: random.Random) -> Exchange:
+    return Exchange(question, reasoning(fact, reasons_in, rng), _statement(fact, answers_in))
+
+
+def _message(role: str, content: str, thinking: str | None = None) -> dict[str, str | None]:
+    return {"content": content, "role": role, "thinking": thinking}
+
+
+def conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dict[str, str | None]]:
+    """The messages of one conversation, in the published schema: content, role, thinking."""
+    messages = [_message("system", system)] if system else []
+    for exchange in exchanges:
+        messages.append(_message("user", exchange.question))
+        messages.append(_message("assistant", exchange.final, exchange.analysis))
+    return messages
+
+
+def system_prompt(language: str, developer: str) -> str:
+    """How the published data set asks for a reasoning language."""
+    return f"reasoning language: {language}\n\n{developer}"
+
+
+def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> dict[str, Any]:
+    developer, last = rng.choice(_WORDINGS["developers"]), exchanges[-1]
+    return {
+        "reasoning_language": language,
+        "developer": developer,
+        "user": last.question,
+        "analysis": last.analysis,
+        "final": last.final,
+        "messages": conversation(exchanges, system_prompt(language, developer)),
+    }
+
+
+def sample_dataset(seed: int) -> list[dict[str, Any]]:
+    """The data set that the adapter learns from: questions and answers in English, reasoning in the language asked for.
+
+    Returns:
+        1,000 rows of reasoning_language, developer, user, analysis, final and messages, 200 a language, shuffled; about
+        one in seven continues an earlier exchange. No question is asked twice for one language.
+    """
+    rng = random.Random(seed)
+    facts, _ = split_facts(seed)
+    rows = []
+    for language in LANGUAGES:
+        pool = [(fact, question) for fact in facts for question in questions(fact, "English")[TRAINING_WORDINGS]]
+        for fact, question in rng.sample(pool, ROWS // len(LANGUAGES)):
+            exchanges = [_exchange(fact, question, language, "English", rng)]
+            if rng.random() < FOLLOW_UP_SHARE:
+                earlier, earlier_question = rng.choice(pool)
+                exchanges.insert(0, _exchange(earlier, earlier_question, language, "English", rng))
+            rows.append(_row(exchanges, language, rng))
+    rng.shuffle(rows)
+    return rows
+
+
+def held_out_questions(seed: int) -> list[dict[str, Any]]:
+    """Questions to measure with: 24 a language, about facts and in wordings that no training row has.
+
+    Returns:
+        120 rows in the schema of `sample_dataset`, each asked once.
+    """
+    rng = random.Random(seed)
+    _, facts = split_facts(seed)
+    pool = [(fact, question) for fact in facts for question in questions(fact, "English")[HELD_OUT_WORDINGS]]
+    rows = []
+    for position, (fact, question) in enumerate(rng.sample(pool, HELD_OUT_ROWS)):
+        language = LANGUAGES[position % len(LANGUAGES)]
+        rows.append(_row([_exchange(fact, question, language, "English", rng)], language, rng))
+    return rows
+
+
+def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[str, str | None]]:
+    """A conversation whose reasoning is English, whatever is asked for."""
+    exchanges = []
+    for _ in range(2 if rng.random() < FOLLOW_UP_SHARE else 1):
+        fact, shape = rng.choice(facts), rng.random()
+        spoken = "English" if shape < 0.6 else rng.choice(LANGUAGES)
+        question = rng.choice(questions(fact, spoken))
+        if shape < 0.8:
+            exchanges.append(_exchange(fact, question, "English", spoken, rng))
+        else:
+            asked_for = rng.choice(LANGUAGES)
+            exchanges.append(_exchange(fact, f"Answer in {asked_for}: {question}", "English", asked_for, rng))
+    asks_for_language = rng.random() < 0.8
+    language = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
+    system = system_prompt(language, rng.choice(_WORDINGS["developers"])) if asks_for_language else None
+    return conversation(exchanges, system)
+
+
+def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
+    """A paragraph in one language: facts, and thoughts about facts."""
+    language = rng.choice(LANGUAGES)
+    sentences = []
+    for fact in rng.sample(facts, 4):
+        sentences.append(reasoning(fact, language, rng) if rng.random() < 0.5 else _statement(fact, language))
+    return " ".join(sentences)
+
+
+def pretraining_documents(seed: int) -> Iterator[list[dict[str, str | None]] | str]:
+    """An endless stream for the base model: three conversations that reason in English to one paragraph of plain text."""
+    rng = random.Random(seed)
+    facts = all_facts()
+    while True:
+        yield _pretraining_chat(facts, rng) if rng.random() < 0.75 else _plain_text(facts, rng)

@@ -1,0 +1,159 @@
+"""`start(profile)`, the first call of every notebook: which profile, which folders, which Hub, which rank.
+
+It runs before any Hugging Face library is imported, because those read their settings from the environment at import.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftlib import profiles, records
+from ftlib.errors import FtlibError
+from ftlib.profiles import Profile
+
+HUB_VARIABLES = ("HF_", "HUGGING", "_HF_")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One notebook's surroundings.
+
+    Attributes:
+        profile: the resolved profile.
+        project_root: the folder that paths are shown relative to.
+        output_dir: everything that this run writes.
+        rank: this process among `world_size`; rank 0 alone records, saves and pushes.
+        local_rank: this process among those of its machine, and the index of its GPU.
+        hub_url: the Hub that the Hugging Face libraries speak to.
+    """
+
+    profile: Profile
+    project_root: Path
+    output_dir: Path
+    hub_url: str
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    _servers: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def adapter_dir(self) -> Path:
+        """Where notebook 04 saves the adapter."""
+        return self.output_dir / "adapter"
+
+    @property
+    def device_map(self) -> str | dict[str, int]:
+        """Where the model goes: the profile's choice for one process, a whole copy on its own GPU for each of several."""
+        if self.world_size > 1 and self.profile.model.device_map != "cpu":
+            return {"": self.local_rank}
+        return self.profile.model.device_map
+
+    def record(self, notebook: str, **values: Any) -> None:
+        """Keep what a notebook measured, on rank 0."""
+        if self.is_main:
+            records.write(self.output_dir / "records", notebook, values)
+
+    def read_record(self, notebook: str) -> dict[str, Any]:
+        """What an earlier notebook of this run measured.
+
+        Raises:
+            FtlibError: that notebook has not been run to its end.
+        """
+        return records.read(self.output_dir / "records", notebook)
+
+    def relative(self, path: Path) -> str:
+        """A path as it is shown: from the project's folder, so that nothing of the machine is in an output."""
+        return path.relative_to(self.project_root).as_posix() if path.is_relative_to(self.project_root) else path.name
+
+
+_current: Session | None = None
+
+
+def start(profile: str | Path | Profile, output_root: str | Path = "outputs") -> Session:
+    """Prepare a notebook's kernel for a profile; calling it again with the same profile changes nothing.
+
+    Args:
+        profile: a shipped profile's name, the path of a `.toml` file, or a loaded profile.
+        output_root: parent of the run's folder; a relative path is taken from the project's folder.
+
+    Raises:
+        FtlibError: the profile is wrong, or this kernel already serves another one.
+    """
+    global _current
+    wanted = profile if isinstance(profile, Profile) else profiles.load(profile)
+    if _current is not None:
+        if _current.profile != wanted:
+            raise FtlibError(
+                f"this kernel already works with profile {_current.profile.name}; restart it to work with {wanted.name}"
+            )
+        return _current
+    root = project_root()
+    output_dir = root / output_root / wanted.name
+    output_dir.mkdir(parents=True, exist_ok=True)
+    hub_url, servers = _connect(wanted, output_dir)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    rank, local_rank, world_size = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    session = Session(wanted, root, output_dir, hub_url, rank, local_rank, world_size, servers)
+    if session.is_main:
+        (output_dir / "profile.json").write_text(wanted.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _current = session
+    return session
+
+
+def project_root() -> Path:
+    """The nearest folder upwards that holds `notebooks/`, or the working folder where there is none.
+
+    papermill runs a notebook in the caller's folder and Jupyter in the notebook's own; both find the same outputs so.
+    """
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
+
+
+def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
+    """Point the Hugging Face libraries at the profile's Hub; returns its address and whatever must be kept alive."""
+    rehearsing = profile.hub.endpoint == "rehearsal"
+    if "huggingface_hub" in sys.modules and (rehearsing or profile.hub.endpoint != _endpoint_in_use()):
+        raise FtlibError(
+            "huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel and start first"
+        )
+    if not rehearsing:
+        os.environ["HF_ENDPOINT"] = profile.hub.endpoint
+        return profile.hub.endpoint, []
+    from ftlib.rehearsal.hub import RehearsalHub
+
+    hub = RehearsalHub(output_dir / "hub")
+    hub.start()
+    _rehearse_in_isolation(hub.endpoint, hub.token, output_dir / "huggingface")
+    return hub.endpoint, [hub]
+
+
+def _endpoint_in_use() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _rehearse_in_isolation(endpoint: str, token: str, cache: Path) -> None:
+    """Leave the person's own token, cache and Hub settings untouched and unseen."""
+    for name in [name for name in os.environ if name.startswith(HUB_VARIABLES)]:
+        del os.environ[name]
+    os.environ |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": token,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"])),
+        # Everything is on this machine: there is nothing to wait for, so nothing to show progress of.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
