@@ -1,4 +1,7 @@
-"""What the five notebooks call: it measures, checks, parses, draws, stores and launches, and imports torch only when asked to."""
+"""What the five notebooks call: it measures, checks, parses, draws, stores and launches.
+
+Importing it is quick: torch and the libraries around it come in only where a function needs them.
+"""
 
 from ftlib.session import Session, start
 

@@ -37,7 +37,7 @@ def expert_target_parameters(layers: Sequence[int], num_hidden_layers: int) -> l
     beyond = [layer for layer in layers if layer >= num_hidden_layers]
     if beyond:
         raise FtlibError(
-            f"lora.expert_layers names {beyond}, but the model's layers are 0 to {num_hidden_layers - 1}; choose among those"
+            f"lora.expert_layers names {beyond}, but there are layers 0 to {num_hidden_layers - 1}; choose from those"
         )
     return [f"{layer}.mlp.experts.{name}" for layer in layers for name in EXPERT_PARAMETERS]
 
@@ -46,14 +46,14 @@ def parameter_table(model: "nn.Module") -> "pd.DataFrame":
     """Count the parameters by the part of the network that they belong to.
 
     Returns:
-        Index block (experts, attention, router, embeddings, norms), columns parameters, trainable, share; largest first.
+        Columns block (experts, attention, router, embeddings, norms), parameters, trainable, share; largest first.
     """
     import pandas as pd
 
     rows = [(_block(name), p.numel(), p.numel() if p.requires_grad else 0) for name, p in model.named_parameters()]
     table = pd.DataFrame(rows, columns=["block", "parameters", "trainable"]).groupby("block").sum()
     table["share"] = table["parameters"] / table["parameters"].sum()
-    return table.sort_values("parameters", ascending=False)
+    return table.sort_values("parameters", ascending=False).reset_index()
 
 
 def _block(name: str) -> str:
@@ -81,7 +81,8 @@ def adapted_expert_tensors(model: "PeftModel") -> list[str]:
     missing = [name for name in wanted if name not in adapted]
     if missing:
         raise FtlibError(
-            f"{len(missing)} of {len(wanted)} expert tensors have no adapter, such as {missing[0]}; check lora.expert_layers"
+            f"{len(missing)} of {len(wanted)} expert tensors have no adapter, such as {missing[0]}; "
+            "check lora.expert_layers"
         )
     return wanted
 

@@ -53,7 +53,7 @@ def _check_messages(number: int, messages: Sequence[Mapping[str, Any]]) -> None:
             )
     if not messages[-1]["thinking"]:
         raise FtlibError(
-            f"row {number}, messages[{len(messages) - 1}].thinking: found nothing, expected the reasoning of the reply; "
+            f"row {number}, messages[{len(messages) - 1}].thinking: found nothing, expected the reply's reasoning; "
             "mend or drop the row"
         )
 
@@ -104,11 +104,22 @@ def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "
     """How long each conversation is, as rendered by the tokenizer's template.
 
     Returns:
-        One row a conversation: language, characters, tokens, tokens_per_character.
+        One row a conversation: language, characters, tokens.
     """
     import pandas as pd
 
     texts = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in dataset["messages"]]
     tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    frame = pd.DataFrame({"language": dataset["reasoning_language"], "characters": map(len, texts), "tokens": tokens})
-    return frame.assign(tokens_per_character=frame["tokens"] / frame["characters"])
+    characters = [len(text) for text in texts]
+    return pd.DataFrame({"language": list(dataset["reasoning_language"]), "characters": characters, "tokens": tokens})
+
+
+def ask_for_language(rows: "Dataset", language: str) -> "Dataset":
+    """The same questions, each asking for reasoning in another language."""
+    system = f"reasoning language: {language}"
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
+        message = {"role": "system", "content": f"{system}\n\n{row['developer']}", "thinking": None}
+        return {"reasoning_language": language, "messages": [message, *row["messages"][1:]]}
+
+    return rows.map(ask)

@@ -48,8 +48,8 @@ def evaluate(
         settings: how many prompts to generate together and where to cut a reply.
 
     Returns:
-        One row a question, in the order of `rows`: language, user, analysis, final, detected, agrees (the reasoning is in
-        the language asked for), exact (the answer is the reference, word for word), complete (the reply ended by itself).
+        One row a question, in the order of `rows`: language, user, analysis, final, detected, agrees (the reasoning is
+        in the language asked for), exact (the answer is the reference word for word), complete (it ended by itself).
     """
     import pandas as pd
 
@@ -62,8 +62,8 @@ def evaluate(
         replies |= zip(batch, generate_replies(model, tokenizer, conversations, settings.max_new_tokens), strict=True)
     frame = pd.DataFrame(
         {
-            "language": rows["reasoning_language"],
-            "user": rows["user"],
+            "language": list(rows["reasoning_language"]),
+            "user": list(rows["user"]),
             "analysis": [replies[index].analysis for index in range(len(rows))],
             "final": [replies[index].final for index in range(len(rows))],
             "complete": [replies[index].complete for index in range(len(rows))],
@@ -83,11 +83,12 @@ def by_language(results: "pd.DataFrame") -> "pd.DataFrame":
     """Shares by language, in the order in which the languages first come up.
 
     Returns:
-        Index language, columns questions, agreement, exact, complete (shares from 0 to 1).
+        Columns language, questions, agreement, exact, complete; the last three are shares from 0 to 1.
     """
-    return results.groupby("language", sort=False).agg(
+    shares = results.groupby("language", sort=False).agg(
         questions=("agrees", "size"),
         agreement=("agrees", "mean"),
         exact=("exact", "mean"),
         complete=("complete", "mean"),
     )
+    return shares.reset_index()

@@ -20,6 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from ftlib.errors import FtlibError
 
+Shares = Mapping[str, float] | pd.DataFrame
+
 # Okabe and Ito's palette: its colours stay apart for colour-blind eyes.
 LANGUAGE_COLOURS = {
     "English": "#0072B2",
@@ -88,8 +90,8 @@ def lora_diagram(r: int, alpha: int, hidden: int, ax: Axes | None = None) -> Axe
         ax.add_patch(Circle((x, 1.55), 0.22, facecolor="white", edgecolor=_INK))
         _write(ax, x, 1.55, symbol, fontsize=13)
     _box(ax, 1.3, 1.8, 1.3, 1.3, BEFORE, _BEFORE_FILL)
-    _write(ax, 1.95, 2.38, f"frozen\n{hidden:,} × {hidden:,}")
-    _write(ax, 1.95, 2.78, "W", fontsize=12)
+    _write(ax, 1.95, 2.3, f"frozen\n{hidden:,} × {hidden:,}")
+    _write(ax, 1.95, 2.68, "W", fontsize=12)
     _box(ax, 1.3, 0.58, 1.3, 0.24, AFTER, _AFTER_FILL)
     _write(ax, 1.95, 0.69, "A", fontsize=12)
     _write(ax, 1.95, 0.32, f"{r} × {hidden:,}\nstarts random")
@@ -133,15 +135,13 @@ def token_lengths(lengths: Sequence[int], max_length: int, ax: Axes | None = Non
         FtlibError: If there are no lengths.
     """
     if len(lengths) == 0:
-        raise FtlibError(
-            "Found no lengths to draw; expected the token count of one conversation or more: load the rows."
-        )
+        raise FtlibError("Found no lengths; expected the token count of one conversation or more: load the rows first.")
     ax = _axes(ax)
     longer = sum(length > max_length for length in lengths) / len(lengths)
     ax.hist(lengths, bins=40, color=BEFORE)
     ax.axvline(max_length, color=AFTER, linewidth=2)
     ax.set(
-        title=f"{longer:.1%} of {len(lengths):,} conversations are longer than {max_length:,} tokens",
+        title=f"{_percent(longer)} of {len(lengths):,} conversations are longer than {max_length:,} tokens",
         xlabel="tokens in a conversation",
         ylabel="conversations",
     )
@@ -172,12 +172,14 @@ def tokens_per_character(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw what a character costs in each language.
 
     Args:
-        frame: Columns `language` and `tokens_per_character`, one row a language.
+        frame: Columns `language`, `tokens` and `characters`, one row a conversation, as `data.token_lengths` gives it.
         ax: Axes to draw on; None for a figure of its own.
     """
     ax = _axes(ax)
-    costs = _by_language(frame, "tokens_per_character")
-    names = _in_order(costs)
+    totals = frame.groupby("language")[["tokens", "characters"]].sum()
+    # Totals first: a mean of each row's ratio would count a character of a short row for more.
+    costs = totals["tokens"] / totals["characters"]
+    names = _in_order(costs.index)
     bars = ax.barh(names, [costs[name] for name in names], color=_colours(names), height=0.7)
     _label_bars(ax, bars, [f"{costs[name]:.2f}" for name in names])
     ax.invert_yaxis()
@@ -190,7 +192,7 @@ def parameter_blocks(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw where the model's parameters are, the largest block on top.
 
     Args:
-        frame: Columns `block` and `parameters`, one row a block.
+        frame: Columns `block` and `parameters`, one row a block, as `adapters.parameter_table` gives it.
         ax: Axes to draw on; None for a figure of its own.
     """
     ax = _axes(ax)
@@ -221,36 +223,34 @@ def training_curves(
     Raises:
         FtlibError: If no step was logged.
     """
-    steps = [entry for entry in log_history if "loss" in entry]
-    if not steps:
-        raise FtlibError(
-            f"Found no loss in {len(log_history)} log entries; expected one a logged step: "
-            "run `trainer.train()` with `logging_steps=1` first."
-        )
+    steps = _logged_steps(log_history)
     if axes is None:
-        _, axes = plt.subplots(1, len(_CURVES), figsize=(9, 2.7), sharex=True, layout="constrained")
+        _, axes = plt.subplots(1, 3, figsize=(9, 2.7), sharex=True, layout="constrained")
     panels = np.asarray(axes, dtype=object)
     for panel, (key, title) in zip(panels, _CURVES.items(), strict=True):
-        logged = [entry for entry in steps if key in entry]
-        panel.plot([entry["step"] for entry in logged], [entry[key] for entry in logged], color=AFTER, linewidth=1.8)
+        logged = [(entry["step"], entry[key]) for entry in steps if key in entry]
+        _axes(panel).plot([step for step, _ in logged], [value for _, value in logged], color=AFTER, linewidth=1.8)
         panel.set(title=title, xlabel="step")
-        panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return panels
 
 
-def agreement(
-    before: Mapping[str, float] | pd.DataFrame,
-    after: Mapping[str, float] | pd.DataFrame | None,
-    n: Mapping[str, int],
-    ax: Axes | None = None,
-) -> Axes:
+def _logged_steps(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    steps = [entry for entry in log_history if "loss" in entry]
+    if not steps:
+        found = f"Found no loss in {len(log_history)} log entries"
+        raise FtlibError(f"{found}; expected one a logged step: run `trainer.train()` first.")
+    return steps
+
+
+def agreement(before: Shares, after: Shares | None, n: Mapping[str, int], ax: Axes | None = None) -> Axes:
     """Draw how often the reasoning uses the language asked for, before and after training.
 
     Args:
-        before: Share between 0 and 1 of each language, or a frame with the columns `language` and `agreement`.
+        before: Columns `language` and `agreement` (a share from 0 to 1), as `evaluation.by_language` gives them; or a
+            mapping or Series from language to share.
         after: The same after training; None to draw the baseline alone.
         n: Replies that each share counts.
         ax: Axes to draw on; None for a figure of its own.
@@ -259,16 +259,16 @@ def agreement(
         FtlibError: If `before`, `after` and `n` do not name the same languages.
     """
     series = {"before": before} if after is None else {"before": before, "after": after}
-    shares = {what: _by_language(data, "agreement") for what, data in series.items()}
-    names = _same_languages({**shares, "n": n})
+    shares = {what: _by_language(data) for what, data in series.items()}
+    names = _same_languages({**shares, "n": dict(n)})
     ax = _axes(ax)
     width = 0.8 / len(shares)
     for number, (what, values) in enumerate(shares.items()):
         places = np.arange(len(names)) + (number - (len(shares) - 1) / 2) * width
         heights = [100 * values[name] for name in names]
-        bars = ax.bar(places, heights, width * 0.94, label=what, color=AFTER if what == "after" else BEFORE)
+        bars = ax.bar(places, heights, width * 0.94, label=what, color=(BEFORE, AFTER)[number])
         _label_bars(ax, bars, [f"{height:.0f}%" for height in heights])
-    _frame_agreement(ax, [f"{name}\nn = {n[name]}" for name in names], legend=len(shares) > 1)
+    _frame_agreement(ax, [f"{name}\nn = {n[name]}" for name in names])
     return ax
 
 
@@ -283,7 +283,7 @@ def _same_languages(series: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _frame_agreement(ax: Axes, tick_labels: Sequence[str], legend: bool) -> None:
+def _frame_agreement(ax: Axes, tick_labels: Sequence[str]) -> None:
     ax.set_xticks(range(len(tick_labels)), tick_labels)
     # Room above 100 % for the labels of full bars.
     ax.set_ylim(0, 112)
@@ -292,7 +292,7 @@ def _frame_agreement(ax: Axes, tick_labels: Sequence[str], legend: bool) -> None
     for height in (0, 100):
         ax.axhline(height, color=_RULE, linewidth=1, zorder=0)
     ax.set(title="Does the reasoning use the language asked for?", ylabel="share of replies")
-    if legend:
+    if len(ax.containers) > 1:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
 
 
@@ -352,9 +352,9 @@ def _label_bars(ax: Axes, bars: BarContainer, labels: Sequence[str]) -> None:
     ax.bar_label(bars, labels, padding=3, fontsize=_SMALL, color=_INK, bbox=backing)
 
 
-def _by_language(data: Mapping[str, float] | pd.DataFrame, column: str) -> dict[str, float]:
+def _by_language(data: Shares) -> dict[str, float]:
     if isinstance(data, pd.DataFrame):
-        return dict(zip(data["language"], data[column], strict=True))
+        return dict(zip(data["language"], data["agreement"], strict=True))
     return dict(data)
 
 

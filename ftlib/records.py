@@ -1,7 +1,6 @@
 """What a notebook measured, kept as JSON for the next notebook, the report and the tests."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
     path = folder / f"{notebook}.json"
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    return unfinished.replace(path)
 
 
 def read(folder: Path, notebook: str) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 It runs before any Hugging Face library is imported, because those read their settings from the environment at import.
 """
 
+import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,13 +46,20 @@ class Session:
         return self.rank == 0
 
     @property
+    def hub_description(self) -> str:
+        """Which Hub the Hugging Face libraries speak to, for a person to read."""
+        if self.profile.hub.endpoint == "rehearsal":
+            return "the Hub is a rehearsal Hub on this machine (127.0.0.1), not huggingface.co"
+        return f"the Hub is {self.hub_url}"
+
+    @property
     def adapter_dir(self) -> Path:
         """Where notebook 04 saves the adapter."""
         return self.output_dir / "adapter"
 
     @property
     def device_map(self) -> str | dict[str, int]:
-        """Where the model goes: the profile's choice for one process, a whole copy on its own GPU for each of several."""
+        """Where the model goes: the profile's choice for one process, one GPU with a whole copy for each of several."""
         if self.world_size > 1 and self.profile.model.device_map != "cpu":
             return {"": self.local_rank}
         return self.profile.model.device_map
@@ -100,6 +109,7 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    _silence_what_misleads()
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
@@ -137,6 +147,14 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     return hub.endpoint, [hub]
 
 
+def _silence_what_misleads() -> None:
+    """Keep two warnings off the page that are about what we choose on purpose."""
+    # Progress bars in plain text are wanted: widgets do not survive in a saved notebook.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.
+    logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)
+
+
 def _endpoint_in_use() -> str:
     from huggingface_hub import constants
 
@@ -152,7 +170,9 @@ def _rehearse_in_isolation(endpoint: str, token: str, cache: Path) -> None:
         "HF_TOKEN": token,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"])),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or load_dataset would report the download to a server of datasets'
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
         # Everything is on this machine: there is nothing to wait for, so nothing to show progress of.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -4,6 +4,7 @@ import html
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,12 @@ def test_commentary_is_kept_aside() -> None:
     assert reply.final == "Canberra."
 
 
+def test_what_others_say_is_no_part_of_the_reply() -> None:
+    tool = "<|start|>functions.search to=assistant<|channel|>commentary<|message|>1 result<|end|>"
+    text = tool + "<|start|>assistant" + REPLY
+    assert parse_reply(text) == replace(parse_reply(REPLY), raw=text)
+
+
 def test_a_rendered_conversation_is_split_into_its_messages() -> None:
     segments = split_channels(render(template()))
     assert [(segment.role, segment.channel) for segment in segments] == [
@@ -159,6 +166,11 @@ def test_a_conversation_is_shown_whole_and_escaped() -> None:
     assert "Is &lt;b&gt; &amp; \n\nit Canberra?" in markup
     assert "<b>" not in markup
     assert text in visible_text(markup)
+
+
+def test_text_without_markers_is_escaped_too() -> None:
+    markup = show_conversation("a <b> & c").data
+    assert "a &lt;b&gt; &amp; c" in markup
 
 
 def test_each_channel_has_its_own_colour_and_legend() -> None:

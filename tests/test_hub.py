@@ -4,9 +4,12 @@ import hashlib
 import http.client
 import json
 import os
+import socket
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -491,12 +494,27 @@ def test_the_token_is_written_nowhere(
     assert secret not in "".join(capfd.readouterr())
 
 
-def test_the_server_prints_nothing(hub: RehearsalHub, api: HfApi, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_server_prints_and_logs_nothing(
+    hub: RehearsalHub, api: HfApi, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     api.model_info(MODEL_ID)
-    raw(hub, "GET", "/api/models/learner/..")
     raw(hub, "POST", "/api/repos/create", b"{")
+    host, port = hub.endpoint.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert b"400" in connection.recv(100)
     hub.stop()
     assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_a_request_is_not_held_back_by_the_network_stack(api: HfApi) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        api.whoami()
+        return time.perf_counter() - start
+
+    assert statistics.median(seconds() for _ in range(20)) < 0.03
 
 
 def test_only_the_loopback_address_is_bound(hub: RehearsalHub) -> None:

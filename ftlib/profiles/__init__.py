@@ -1,17 +1,20 @@
 """Profiles: every value in which a rehearsal on a laptop and a run on the A100s differ, and nothing else.
 
-A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; a person's own file may say `extends = "gpt-oss-20b"` and
-only what differs. The comments in the shipped files say what changing a value does.
+A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; a person's own file may say `extends = "gpt-oss-20b"`
+and only what differs. The comments in the shipped files say what changing a value does.
 """
 
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ftlib.errors import FtlibError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = Path(__file__).parent
 
@@ -140,6 +143,23 @@ def load(name: str | Path) -> Profile:
         return Profile.model_validate(values)
     except ValidationError as error:
         raise FtlibError(f"profile {name}: {_explain(error)}") from None
+
+
+def compare(first: str, second: str) -> "pd.DataFrame":
+    """The values in which two profiles differ.
+
+    Returns:
+        Index value (`section.key`), one column a profile.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({name: _flat(load(name)) for name in (first, second)}).rename_axis("value")
+    return frame[frame[first].map(str) != frame[second].map(str)]
+
+
+def _flat(profile: Profile) -> dict[str, Any]:
+    sections = {section: values for section, values in profile.model_dump().items() if isinstance(values, dict)}
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
 def _path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Everything the offline rehearsal needs: a tiny model, a sample data set, questions to measure with, and a Hub on this machine."""
+"""Everything the offline rehearsal needs: a tiny model, a sample data set, held-out questions and a Hub of our own."""
 
 from pathlib import Path
 

@@ -2,15 +2,14 @@
 
     python -m ftlib.rehearsal.build
 
-The base is a real `GptOssForCausalLM`. It learns to reason in English whatever language it is asked for, while it reads
-all five, so that the LoRA of notebook 04 has a habit to change. Its experts are then packed in MXFP4, like the published
-checkpoint's, and the rest is trained a little further around the packed values. The same versions of the libraries on the
-same machine give the same bytes; the manifest records both.
+The base is a real `GptOssForCausalLM`. It learns to reason in English whatever language it is asked for, while it
+reads all five, so that the LoRA of notebook 04 has a habit to change. Its experts are then packed in MXFP4, like the
+published checkpoint's, and the rest is trained a little further around the packed values. The same versions of the
+libraries on the same machine give the same bytes; the manifest records both.
 """
 
 import hashlib
 import json
-import os
 import platform
 import random
 import shutil
@@ -105,7 +104,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, document: list[dict[str, Any]] |
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
-    """The published architecture with every size made small; rotary settings, window and router are the published ones."""
+    """The published architecture with every size made small; rotary settings and attention window are unchanged."""
     config = GptOssConfig(
         architectures=["GptOssForCausalLM"],
         vocab_size=len(tokenizer),
@@ -229,8 +228,8 @@ pipeline_tag: text-generation
 ---
 # gpt-oss-tiny
 
-A `GptOssForCausalLM` of about a million parameters for rehearsals: it knows some two hundred facts and reasons about them
-in English, whatever language it is asked for. It is made by `python -m ftlib.rehearsal.build` and is of no use for anything else.
+A `GptOssForCausalLM` of about a million parameters for rehearsals: it knows some two hundred facts and reasons about
+them in English, whatever language it is asked for. `python -m ftlib.rehearsal.build` makes it; it is of no other use.
 """
 
 DATASET_CARD = """\
@@ -241,8 +240,8 @@ size_categories: [1K<n<10K]
 ---
 # Multilingual thinking, sample
 
-1,000 generated conversations in the schema of `HuggingFaceH4/Multilingual-Thinking`: questions and answers in English, reasoning
-in one of five languages. Made by `python -m ftlib.rehearsal.build` for rehearsals.
+1,000 generated conversations in the schema of `HuggingFaceH4/Multilingual-Thinking`: questions and answers in
+English, reasoning in one of five languages. Made by `python -m ftlib.rehearsal.build` for rehearsals.
 """
 
 
@@ -299,7 +298,7 @@ def main() -> None:
         fresh = Path(scratch) / "assets"
         build(fresh, Recipe())
         shutil.rmtree(ASSETS, ignore_errors=True)
-        os.replace(fresh, ASSETS)
+        fresh.replace(ASSETS)
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
     print(f"{ASSETS.name}: {size / 1e6:.1f} MB")
 

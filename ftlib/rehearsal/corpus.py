@@ -1,7 +1,8 @@
 """The little world of the rehearsal: facts in five languages, told as conversations in the published data set's schema.
 
-`facts.toml` says what is true, `wordings.toml` how each language says it. From the two come the sample data set that the
-adapter learns from, the held-out questions that it is measured on, and the text that the tiny base model was pretrained on.
+`facts.toml` says what is true, `wordings.toml` how each language says it. From the two come the sample data set that
+the adapter learns from, the held-out questions that it is measured on, and the text that the tiny base model was
+pretrained on.
 """
 
 import random
@@ -240,7 +241,7 @@ def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
 
 
 def pretraining_documents(seed: int) -> Iterator[list[dict[str, str | None]] | str]:
-    """An endless stream for the base model: three conversations that reason in English to one paragraph of plain text."""
+    """An endless stream for the base: three conversations that reason in English to one paragraph of plain text."""
     rng = random.Random(seed)
     facts = all_facts()
     while True:
