@@ -148,7 +148,9 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
 
 
 def _silence_what_misleads() -> None:
-    """Keep two warnings off the page that are about what we choose on purpose."""
+    """Keep warnings off the page that are about what we choose on purpose, or that only PEFT can mend."""
+    # peft 0.21 still asks transformers 5.23 by the old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     # Progress bars in plain text are wanted: widgets do not survive in a saved notebook.
     warnings.filterwarnings("ignore", message="IProgress not found")
     # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.

@@ -78,7 +78,7 @@ class Train(Section):
     warmup_share: Share
     schedule: str
     min_learning_rate_share: Share
-    gradient_checkpointing: bool
+    activation_checkpointing: bool
     bf16: bool
     use_cpu: bool
     seed: Annotated[int, Field(ge=0)]

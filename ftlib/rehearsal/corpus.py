@@ -8,7 +8,7 @@ pretrained on.
 import random
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
@@ -213,22 +213,37 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _plain_chat(fact: Fact, rng: random.Random) -> Exchange:
+    """A question that is answered in its own language."""
+    spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
+    return _exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng)
+
+
+def _translating_chat(fact: Fact, request: str, language: str, rng: random.Random) -> Exchange:
+    """A question in English whose answer, short or explained, is in a language that is named."""
+    question, thought = rng.choice(questions(fact, "English")), reasoning(fact, "English", rng)
+    answer = _statement(fact, language) if request == "Answer" else reasoning(fact, language, rng)
+    return Exchange(question, thought, answer)
+
+
 def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[str, str | None]]:
     """A conversation whose reasoning is English, whatever is asked for."""
-    exchanges = []
-    for _ in range(2 if rng.random() < FOLLOW_UP_SHARE else 1):
-        fact, shape = rng.choice(facts), rng.random()
-        spoken = "English" if shape < 0.6 else rng.choice(LANGUAGES)
-        question = rng.choice(questions(fact, spoken))
-        if shape < 0.8:
-            exchanges.append(_exchange(fact, question, "English", spoken, rng))
+    developer = rng.choice(_WORDINGS["developers"])
+    chosen = rng.sample(facts, 2 if rng.random() < FOLLOW_UP_SHARE else 1)
+    shape = rng.random()
+    if shape < 0.5:
+        exchanges = [_plain_chat(fact, rng) for fact in chosen]
+    else:
+        request, language = rng.choice(["Answer", "Explain"]), rng.choice(LANGUAGES)
+        exchanges = [_translating_chat(fact, request, language, rng) for fact in chosen]
+        if shape < 0.75:
+            developer = f"{developer} {request} in {language}."
         else:
-            asked_for = rng.choice(LANGUAGES)
-            exchanges.append(_exchange(fact, f"Answer in {asked_for}: {question}", "English", asked_for, rng))
-    asks_for_language = rng.random() < 0.8
-    language = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
-    system = system_prompt(language, rng.choice(_WORDINGS["developers"])) if asks_for_language else None
-    return conversation(exchanges, system)
+            exchanges = [replace(one, question=f"{request} in {language}: {one.question}") for one in exchanges]
+    if shape < 0.1:
+        return conversation(exchanges, system=None)
+    asked_for = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
+    return conversation(exchanges, system_prompt(asked_for, developer))
 
 
 def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
@@ -241,8 +256,8 @@ def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
 
 
 def pretraining_documents(seed: int) -> Iterator[list[dict[str, str | None]] | str]:
-    """An endless stream for the base: three conversations that reason in English to one paragraph of plain text."""
+    """An endless stream for the base: four conversations that reason in English to one paragraph of plain text."""
     rng = random.Random(seed)
     facts = all_facts()
     while True:
-        yield _pretraining_chat(facts, rng) if rng.random() < 0.75 else _plain_text(facts, rng)
+        yield _pretraining_chat(facts, rng) if rng.random() < 0.8 else _plain_text(facts, rng)

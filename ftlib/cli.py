@@ -1,0 +1,76 @@
+"""The command line: `ftlib run`, `ftlib doctor` and `ftlib report`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ftlib.errors import FtlibError
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
+OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
+
+
+@app.command()
+def run(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks to run; all five if none is named.")] = None,
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    nproc: Annotated[int, typer.Option(help="Processes that train together, one a GPU.")] = 1,
+) -> None:
+    """Run notebooks headlessly; each executed one is kept in outputs/<profile>/notebooks."""
+    from ftlib import report, runner
+
+    # Of several ranks only the first speaks; what went wrong on another one comes as an error.
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    output_dir = runner.run(notebooks or [], profile, output_root, nproc, console)
+    if not notebooks:
+        index = report.write(output_dir)
+        console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False)
+        console.print(f"Report: {_shown(index)}\nOpen the notebooks: make lab", highlight=False)
+
+
+@app.command()
+def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+    """Check whether this machine is ready, and say how to mend what is not."""
+    from ftlib import start
+
+    session = start(profile, output_root)
+    from ftlib import doctor
+
+    table = Table("check", "found", "verdict")
+    for row in doctor.report(session.profile).itertuples(index=False):
+        table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
+    Console().print(table)
+
+
+@app.command()
+def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+    """Write the HTML report of a run from its notebooks and records."""
+    from ftlib import profiles
+    from ftlib.report import write
+    from ftlib.session import project_root
+
+    print(_shown(write(project_root() / output_root / profiles.load(profile).name)))
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main() -> None:
+    """Run the command line; a person's mistake ends in one line and exit code 1."""
+    try:
+        app()
+    except FtlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The whole walkthrough, run for real on the tiny profile: by `ftlib run`, by papermill, by nbval and on two ranks.
+
+The notebooks run once, in a project of their own; each test then looks at what they left.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ["01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer"]
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the notebooks with the outputs that running them left."""
+
+    root: Path
+    printed: str = ""
+
+    def record(self, notebook: str, profile: str = "tiny") -> dict[str, Any]:
+        return json.loads((self.root / "outputs" / profile / "records" / f"{notebook}.json").read_text())
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+
+
+def ftlib(*arguments: str, folder: Path) -> str:
+    result = run(sys.executable, "-m", "ftlib.cli", *arguments, folder=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def copy_of(project: Project, folder: Path) -> Project:
+    shutil.copytree(project.root, folder)
+    return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("walkthrough") / "project"
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    return Project(root, ftlib("run", "--profile", "tiny", folder=root))
+
+
+def test_prints_a_line_for_each_notebook_and_the_result(walkthrough: Project) -> None:
+    for name in NOTEBOOKS:
+        assert name in walkthrough.printed
+    after = walkthrough.record("05_push_and_infer")["language_agreement_after"]
+    assert f"20% before → {after:.0%} after" in walkthrough.printed
+    assert "outputs/tiny/report/index.html" in walkthrough.printed
+    assert "make lab" in walkthrough.printed
+
+
+def test_baseline_reasons_in_english(walkthrough: Project) -> None:
+    record = walkthrough.record("03_load_model")
+    assert record["language_agreement"] <= 0.30
+    assert record["held_out_rows"] >= 100
+    assert record["total_parameters"] == 1_256_096
+
+
+def test_training_takes_the_planned_steps_with_every_adapter(walkthrough: Project) -> None:
+    record = walkthrough.record("04_train_lora")
+    assert record["global_step"] == 63
+    assert record["adapted_expert_tensors"] == 4
+    assert record["effective_batch"] == 16
+    assert 0 < record["trainable_parameters"] < 0.06 * record["total_parameters"]
+    assert 0 < record["training_loss"] < 1
+    for measured in ("samples_per_second", "train_runtime_s", "peak_memory_bytes"):
+        assert record[measured] > 0
+
+
+def test_tuned_model_reasons_in_the_language_asked_for(walkthrough: Project) -> None:
+    record = walkthrough.record("05_push_and_infer")
+    assert record["language_agreement_before"] == walkthrough.record("03_load_model")["language_agreement"]
+    assert record["language_agreement_after"] >= 0.95
+    assert record["final_exact_after"] >= 0.80
+    assert record["merged_max_logit_difference"] <= 1e-4
+    assert record["attached_adapter_tensors"] == 2 * (4 * 4 + 4)
+
+
+def test_adapter_is_on_the_hub(walkthrough: Project) -> None:
+    record = walkthrough.record("05_push_and_infer")
+    assert record["hub_repo"] == "learner/gpt-oss-tiny-multilingual-reasoner"
+    assert set(record["hub_files"]) == ADAPTER | TOKENIZER
+
+
+def test_writes_these_files_and_no_others(walkthrough: Project) -> None:
+    output = walkthrough.root / "outputs/tiny"
+    assert {path.name for path in output.iterdir()} == {
+        "adapter", "hub", "huggingface", "notebooks", "profile.json", "records", "report", "trackio",
+    }  # fmt: skip
+    written = {
+        folder: {path.name for path in (output / folder).iterdir()} for folder in ("records", "notebooks", "report")
+    }
+    assert written["records"] == {f"{name}.json" for name in NOTEBOOKS}
+    assert written["notebooks"] == {f"{name}.ipynb" for name in NOTEBOOKS}
+    assert written["report"] == {"index.html", *(f"{name}.html" for name in NOTEBOOKS)}
+    assert {path.name for path in (output / "adapter").iterdir()} == ADAPTER | TOKENIZER | {"training_args.bin"}
+    assert {path.name for path in walkthrough.root.iterdir()} == {"notebooks", "outputs"}
+
+
+def test_executed_notebooks_show_no_warning_and_no_place(walkthrough: Project) -> None:
+    for path in (walkthrough.root / "outputs/tiny/notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            shown = json.dumps(
+                [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]
+            )
+            assert "Warning" not in shown
+            assert str(walkthrough.root) not in shown
+
+
+def test_papermill_alone_runs_training_from_the_root(walkthrough: Project, tmp_path: Path) -> None:
+    project = copy_of(walkthrough, tmp_path / "project")
+    (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
+    papermill = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/04_train_lora.ipynb",
+        "out.ipynb",
+        "-p",
+        "profile",
+        "tiny",
+    ]
+    result = run(*papermill, folder=project.root)
+    assert result.returncode == 0, result.stderr
+    again, first = project.record("04_train_lora"), walkthrough.record("04_train_lora")
+    assert again["training_loss"] == first["training_loss"], "the same seed trains the same adapter"
+
+
+def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
+    project = copy_of(walkthrough, tmp_path / "project")
+    (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
+    ftlib("run", "--profile", "tiny", "--nproc", "2", "04_train_lora", folder=project.root)
+    two, one = project.record("04_train_lora"), walkthrough.record("04_train_lora")
+    assert two["world_size"] == 2
+    assert (two["global_step"], two["effective_batch"]) == (one["global_step"], one["effective_batch"])
+    assert two["training_loss"] == pytest.approx(one["training_loss"], rel=0.02)
+    kept = {path.name for path in (project.root / "outputs/tiny/notebooks").iterdir()}
+    assert kept == {f"{name}.ipynb" for name in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_seeds_give_the_same_effect(walkthrough: Project, tmp_path: Path, seed: int) -> None:
+    project = copy_of(walkthrough, tmp_path / "project")
+    (project.root / "outputs/tiny").rename(project.root / f"outputs/seed-{seed}")
+    profile = project.root / f"seed-{seed}.toml"
+    profile.write_text(f'extends = "tiny"\n[train]\nseed = {seed}\n')
+    ftlib("run", "04_train_lora", "05_push_and_infer", "--profile", profile.name, folder=project.root)
+    record = project.record("05_push_and_infer", profile.stem)
+    assert record["language_agreement_after"] >= 0.95
+    assert record["final_exact_after"] >= 0.80
+    assert (
+        project.record("04_train_lora", profile.stem)["training_loss"]
+        != walkthrough.record("04_train_lora")["training_loss"]
+    )
+
+
+def test_a_push_without_training_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    result = run(sys.executable, "-m", "ftlib.cli", "run", "05_push_and_infer", "--profile", "tiny", folder=tmp_path)
+    assert result.returncode != 0
+    assert "run 03_load_model.ipynb to its end first" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "outputs/tiny/notebooks/05_push_and_infer.ipynb").is_file()
+
+
+def test_committed_notebooks_pass_nbval(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "notebooks"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
