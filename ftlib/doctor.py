@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from packaging.requirements import Requirement
+
 from ftlib import device
 from ftlib.profiles import Profile
 from ftlib.session import project_root
@@ -47,22 +49,24 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    """Compare what is installed with the lock; a build tag such as torch's "+cpu" makes no difference."""
+    """Compare what is installed with the lock; `==` overlooks a build tag such as torch's "+cpu"."""
     lock = project_root() / LOCK
     if not lock.is_file():
         return Check("packages", f"no {LOCK} here", "run from the project's folder to compare versions")
-    pins = [line.split(" ")[0].split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
-    differing = [name for name, pin in pins if _installed(name) not in (pin, None)]
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line.split("#")[0]) for line in lines if "==" in line]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    differing = [pin.name for pin in here if not _satisfies(pin)]
     if differing:
         return Check("packages", f"{len(differing)} differ: {', '.join(differing[:5])}", f"pip install -r {LOCK}")
     return Check("packages", f"as in {LOCK}", OK)
 
 
-def _installed(name: str) -> str | None:
+def _satisfies(pin: Requirement) -> bool:
     try:
-        return version(name).split("+")[0]
+        return pin.specifier.contains(version(pin.name))
     except PackageNotFoundError:
-        return None
+        return False
 
 
 def _device(profile: Profile) -> Check:

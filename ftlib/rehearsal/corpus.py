@@ -231,12 +231,12 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
     developer = rng.choice(_WORDINGS["developers"])
     chosen = rng.sample(facts, 2 if rng.random() < FOLLOW_UP_SHARE else 1)
     shape = rng.random()
-    if shape < 0.5:
+    if shape < 0.7:
         exchanges = [_plain_chat(fact, rng) for fact in chosen]
     else:
         request, language = rng.choice(["Answer", "Explain"]), rng.choice(LANGUAGES)
         exchanges = [_translating_chat(fact, request, language, rng) for fact in chosen]
-        if shape < 0.75:
+        if shape < 0.85:
             developer = f"{developer} {request} in {language}."
         else:
             exchanges = [replace(one, question=f"{request} in {language}: {one.question}") for one in exchanges]
@@ -255,9 +255,27 @@ def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
     return " ".join(sentences)
 
 
+def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:
+    """Worked exercises: questions and answers in English, worked out in the language that the heading names."""
+    language = rng.choice(LANGUAGES)
+    exercises = [
+        "\n".join([rng.choice(questions(fact, "English")), reasoning(fact, language, rng), _statement(fact, "English")])
+        for fact in rng.sample(facts, 2)
+    ]
+    return "\n\n".join([f"reasoning language: {language}", *exercises])
+
+
 def pretraining_documents(seed: int) -> Iterator[list[dict[str, str | None]] | str]:
-    """An endless stream for the base: four conversations that reason in English to one paragraph of plain text."""
+    """An endless stream for the base model.
+
+    More than half are conversations that reason in English; the rest is plain text, in which each of the five languages
+    reasons, so that the base knows how to and, in a conversation, never does.
+    """
     rng = random.Random(seed)
     facts = all_facts()
     while True:
-        yield _pretraining_chat(facts, rng) if rng.random() < 0.8 else _plain_text(facts, rng)
+        kind = rng.random()
+        if kind < 0.55:
+            yield _pretraining_chat(facts, rng)
+        else:
+            yield _textbook(facts, rng) if kind < 0.85 else _plain_text(facts, rng)
