@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# The data set's languages, and one that it lacks.
 LANGUAGE_CODES = {"English": "en", "Spanish": "es", "French": "fr", "Italian": "it", "German": "de", "Portuguese": "pt"}
 
 

@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRACKIO_DIR": f"{scratch}/trackio",
     }
+    # peft 0.21 still asks transformers 5.23 by the old name.
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +49,8 @@ def base_model() -> "GptOssForCausalLM":
 
     from ftlib.rehearsal import ASSETS
 
+    # So small a model is not made faster by threads, and on a busy machine they wait for one another.
+    torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(
         ASSETS / "model",
         attn_implementation="eager",
@@ -101,7 +105,7 @@ def sample(sample_rows: list[dict[str, Any]]) -> "Dataset":
     return Dataset.from_list(sample_rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def with_adapter() -> "Callable[..., PeftModel]":
     """Puts a fresh LoRA on a model, shaped as the notebook shapes it."""
     from peft import LoraConfig, get_peft_model
@@ -147,6 +151,12 @@ class Notebooks:
         assert len(found) == 1, f"{name} assigns {variable} in {len(found)} cells"
         return found[0]
 
+    def cell_with(self, name: str, text: str) -> str:
+        """The one cell that contains a text."""
+        found = [cell for cell in self.cells(name) if text in cell]
+        assert len(found) == 1, f"{name} has {text!r} in {len(found)} cells"
+        return found[0]
+
     def run(self, name: str, variables: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
         """Execute, as they stand, the cells that assign `variables`, in that order."""
         for variable in variables:
@@ -184,7 +194,7 @@ def run_python(project: Path) -> Callable[..., Any]:
             env={**os.environ, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])

@@ -1,0 +1,163 @@
+"""Headless runs and the command line, with small notebooks in place of the real ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ftlib import records, report, runner
+from ftlib.errors import FtlibError
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = 'profile = ""\noutput_root = ""'
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def write_notebook(project: Path, name: str, *cells: str) -> None:
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    title = nbformat.v4.new_markdown_cell(f"# {name}")
+    notebook = nbformat.v4.new_notebook(cells=[title, parameters, *map(nbformat.v4.new_code_cell, cells)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")
+
+
+def ftlib(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ftlib.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_runs_a_notebook_with_its_parameters_and_keeps_it(project: Path) -> None:
+    write_notebook(project, "01_setup", "print(profile, output_root)")
+    result = ftlib("run", "notebooks/01_setup.ipynb", "--profile", "tiny", "--output-root", "elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert "01_setup" in result.stdout
+    assert result.stderr == ""
+    kept = nbformat.read(project / "elsewhere/tiny/notebooks/01_setup.ipynb", as_version=4)
+    assert kept.cells[-1].outputs[0].text == "tiny elsewhere\n"
+
+
+def test_a_failing_cell_is_named_in_one_line_and_the_notebook_kept(project: Path) -> None:
+    write_notebook(project, "01_setup", "fine = 1", "raise ValueError('the disk is full')")
+    result = ftlib("run", "01_setup")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: 01_setup, cell [4]: ValueError: the disk is full; see outputs/tiny/notebooks/01_setup.ipynb\n"
+    )
+    assert "the disk is full" in (project / "outputs/tiny/notebooks/01_setup.ipynb").read_text()
+
+
+def test_an_error_meant_for_people_is_told_without_its_class(project: Path) -> None:
+    write_notebook(project, "01_setup", "from ftlib.errors import FtlibError", "raise FtlibError('found A; do B')")
+    assert ftlib("run", "01_setup").stderr.startswith("error: 01_setup, cell [4]: found A; do B; see ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["05_push_and_infr"], "did you mean 05_push_and_infer?"),
+        (["unrelated"], "there are 01_setup, 02_explore_dataset"),
+        (["01_setup", "--profile", "tinny"], "did you mean 'tiny'?"),
+        (["01_setup", "--profile", "mine.toml"], "profile mine.toml: no such file"),
+        (["01_setup", "--nproc", "2"], "expected 1, or more for a run that includes 04_train_lora"),
+        (["01_setup", "--nproc", "0"], "--nproc 0: expected 1"),
+        (["01_setup"], "found no notebooks/01_setup.ipynb; run this in the project's folder"),
+    ],
+)
+def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str) -> None:
+    result = ftlib("run", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (project / "outputs").exists()
+
+
+def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path) -> None:
+    source = (
+        "import os; from pathlib import Path\nPath('rank' + os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
+    )
+    write_notebook(project, "04_train_lora", source)
+    result = ftlib("run", "04_train_lora", "--nproc", "2")
+    assert result.returncode == 0, result.stderr
+    assert [(project / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert [path.name for path in (project / "outputs/tiny/notebooks").iterdir()] == ["04_train_lora.ipynb"]
+    assert result.stdout.count("04_train_lora") == 1
+
+
+def test_a_failing_rank_is_told_in_one_line_and_its_notebook_kept(project: Path) -> None:
+    write_notebook(project, "04_train_lora", "import os\nassert os.environ['RANK'] == '0', 'rank 1 is ill'")
+    result = ftlib("run", "04_train_lora", "--nproc", "2")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: 04_train_lora, cell [3]: AssertionError: rank 1 is ill; "
+        "see outputs/tiny/notebooks/04_train_lora.rank1.ipynb\n"
+    )
+    assert (project / "outputs/tiny/notebooks/04_train_lora.rank1.ipynb").is_file()
+
+
+def test_help_is_light() -> None:
+    heavy = "{'torch', 'transformers', 'pandas', 'papermill', 'huggingface_hub', 'matplotlib'}"
+    source = f"import sys, ftlib.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", source], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_doctor_prints_a_row_for_each_check() -> None:
+    result = ftlib("doctor", "--profile", "tiny")
+    assert result.returncode == 0, result.stderr
+    for check in ("Python", "packages", "device", "disk", "Hub", "token", "push target"):
+        assert check in result.stdout
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    output_dir = tmp_path / "tiny"
+    (output_dir / "notebooks").mkdir(parents=True)
+    plot = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    cells = [
+        nbformat.v4.new_markdown_cell("# 1 · Set up"),
+        nbformat.v4.new_markdown_cell("## A <b>plot</b>"),
+        nbformat.v4.new_code_cell("plot()", outputs=[plot], metadata={"tags": ["report"]}),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), output_dir / "notebooks/01_setup.ipynb")
+    measured = {"language_agreement_before": 0.2, "language_agreement_after": 0.975, "held_out_rows": 120}
+    records.write(output_dir / "records", "05_push_and_infer", {
+        **measured, "final_exact_after": 0.9, "merged_max_logit_difference": 1e-5, "hub_repo": "learner/<x>",
+    })  # fmt: skip
+    return output_dir
+
+
+def test_summary_is_one_line(finished_run: Path) -> None:
+    assert report.summary(finished_run) == (
+        "Reasoning in the language asked for: 20% before → 98% after, on 120 held-out questions"
+    )
+
+
+def test_report_has_results_plots_and_pages_and_asks_nobody(finished_run: Path) -> None:
+    index = report.write(finished_run)
+    text = index.read_text()
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "01_setup.html"}
+    assert "97.5%" in text
+    assert "not run" in text, "04 left no record"
+    assert "learner/&lt;x&gt;" in text
+    assert "data:image/png;base64,iVBORw0KGgo=" in text
+    assert "A &lt;b&gt;plot&lt;/b&gt;" in text
+    page = (index.parent / "01_setup.html").read_text()
+    for source in ('src="http', 'href="http', "cdnjs", "unpkg"):
+        assert source not in text + page
+
+
+def test_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FtlibError, match="run `ftlib run` first"):
+        report.write(tmp_path)
+
+
+def test_names_are_the_notebooks_that_exist() -> None:
+    assert list(runner.NOTEBOOKS) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
