@@ -69,8 +69,7 @@ def adapted_expert_tensors(model: "PeftModel") -> list[str]:
     Raises:
         FtlibError: not every tensor named in the adapter's `target_parameters` is adapted.
     """
-    config = model.peft_config[model.active_adapter]
-    wanted = list(config.target_parameters or [])
+    wanted = list(getattr(model.peft_config[model.active_adapter], "target_parameters", None) or [])
     wrapped = {
         f"{path.split('.layers.')[-1].removesuffix('.base_layer')}.{module.parameter_name}"
         for path, module in model.named_modules()

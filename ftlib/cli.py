@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,22 +30,24 @@ def run(
     output_dir = runner.run(notebooks or [], profile, output_root, nproc, console)
     if not notebooks:
         index = report.write(output_dir)
-        console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False)
-        console.print(f"Report: {_shown(index)}\nOpen the notebooks: make lab", highlight=False)
+        console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"Report: {runner.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
-    """Check whether this machine is ready, and say how to mend what is not."""
+    """Check whether this machine is ready, and say how to mend what is not; exit code 1 if anything is not."""
     from ftlib import start
 
     session = start(profile, output_root)
     from ftlib import doctor
 
+    checks = doctor.report(session.profile)
     table = Table("check", "found", "verdict")
-    for row in doctor.report(session.profile).itertuples(index=False):
+    for row in checks.itertuples(index=False):
         table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
     Console().print(table)
+    raise typer.Exit(int((checks["verdict"] != doctor.OK).any()))
 
 
 @app.command()
@@ -54,13 +55,10 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
     """Write the HTML report of a run from its notebooks and records."""
     from ftlib import profiles
     from ftlib.report import write
+    from ftlib.runner import shown
     from ftlib.session import project_root
 
-    print(_shown(write(project_root() / output_root / profiles.load(profile).name)))
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(shown(write(project_root() / output_root / profiles.load(profile).name)))
 
 
 def main() -> None:

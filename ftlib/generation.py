@@ -31,11 +31,10 @@ def generate_replies(
         tokenizer.apply_chat_template(_said(messages), add_generation_prompt=True, tokenize=False)
         for messages in conversations
     ]
-    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt").to(
-        model.device
-    )
+    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    inputs = inputs.to(model.device)
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
+        output: torch.Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
     return [parse_reply(text) for text in texts]
 

@@ -1,7 +1,11 @@
 """The HTML report of a run: each executed notebook as a page, and an index with the results and the plots."""
 
+import platform
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +13,25 @@ from ftlib import records
 from ftlib.errors import FtlibError
 from ftlib.runner import NOTEBOOKS
 
-# What the index shows of the records: label, notebook, key, format.
+# What the index shows of the records: label, notebook, key, how to write the value.
 RESULTS = (
-    ("Reasons in the language asked for, before", "05_push_and_infer", "language_agreement_before", "{:.1%}"),
-    ("Reasons in the language asked for, after", "05_push_and_infer", "language_agreement_after", "{:.1%}"),
-    ("Answers exactly as the reference, after", "05_push_and_infer", "final_exact_after", "{:.1%}"),
-    ("Held-out questions", "05_push_and_infer", "held_out_rows", "{:,}"),
+    ("Reasons in the language asked for, before training", "03_load_model", "language_agreement", "{:.1%}"),
+    ("Reasons in the language asked for, after training", "05_push_and_infer", "language_agreement_after", "{:.1%}"),
+    ("Answers exactly as the reference, after training", "05_push_and_infer", "final_exact_after", "{:.1%}"),
+    ("Held-out questions", "03_load_model", "held_out_rows", "{:,}"),
     ("Largest logit difference, merged against unmerged", "05_push_and_infer", "merged_max_logit_difference", "{:.1e}"),
     ("Updates", "04_train_lora", "global_step", "{:,}"),
     ("Mean training loss", "04_train_lora", "training_loss", "{:.4f}"),
     ("Trainable parameters", "04_train_lora", "trainable_parameters", "{:,}"),
     ("All parameters", "04_train_lora", "total_parameters", "{:,}"),
-    ("Training time", "04_train_lora", "train_runtime_s", "{:.1f} s"),
-    ("Training speed", "04_train_lora", "samples_per_second", "{:.1f} rows/s"),
-    ("Peak memory while training", "04_train_lora", "peak_memory_bytes", "{:,} bytes"),
+    ("Expert tensors with an adapter", "04_train_lora", "adapted_expert_tensors", "{:,}"),
+    ("Training time", "04_train_lora", "train_runtime_s", "{:,.1f} s"),
+    ("Training speed", "04_train_lora", "samples_per_second", "{:,.1f} rows a second"),
+    ("Peak memory while training", "04_train_lora", "peak_memory_bytes", "{:,.2f} GB"),
     ("Trained on", "04_train_lora", "device", "{}"),
     ("Adapter on the Hub", "05_push_and_infer", "hub_repo", "{}"),
 )
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub")
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -34,6 +40,7 @@ td { border-bottom: 1px solid #8886; padding: .3rem 1rem .3rem 0 }
 td + td { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1.5rem 0 }
 img { max-width: 100%; background: #fff; border-radius: 4px }
+.quiet { opacity: .7 }
 """
 
 
@@ -66,70 +73,86 @@ def write(output_dir: Path) -> Path:
     folder.mkdir(exist_ok=True)
     figures, links = [], []
     for path in executed:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        figures += [_figure(path.stem, heading, image) for heading, image in _plots(notebook)]
+        links.append(_link(path.stem, notebook))
         (folder / f"{path.stem}.html").write_text(_page(notebook, path.stem), encoding="utf-8")
-        links.append(f'<li><a href="{path.stem}.html">{escape(_title(notebook))}</a></li>')
-        figures += _figures(notebook)
+    made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed), UTC)
     index = folder / "index.html"
-    index.write_text(_index(output_dir, links, figures), encoding="utf-8")
+    index.write_text(_index(output_dir, made, links, figures), encoding="utf-8")
     return index
 
 
 def _page(notebook: Any, title: str) -> str:
     from nbconvert import HTMLExporter
 
-    # Without an address for MathJax and Mermaid the page asks nobody for anything.
-    exporter = HTMLExporter(embed_images=True, mathjax_url="", mermaid_js_url="", require_js_url="")
-    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    return str(body)
+    # Without addresses for its scripts the page asks nobody for anything; formulas stay as they are typed.
+    offline = {"mathjax_url": "", "mermaid_js_url": "", "mermaid_layout_elk_js_url": "", "require_js_url": ""}
+    exporter = HTMLExporter(embed_images=True, **offline)  # type: ignore[no-untyped-call]
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    page = re.sub(r'<script src="">\s*</script>', "", page)
+    for name in NOTEBOOKS:
+        page = page.replace(f'href="{name}.ipynb"', f'href="{name}.html"')
+    return str(page)
 
 
 def _title(notebook: Any) -> str:
     return str(notebook.cells[0].source.splitlines()[0].lstrip("# "))
 
 
-def _figures(notebook: Any) -> list[str]:
-    """The plots of the cells tagged `report`, each under the heading that it stands below in the notebook."""
-    figures, heading = [], _title(notebook)
+def _link(name: str, notebook: Any) -> str:
+    run = notebook.metadata.get("papermill", {})
+    took = f"{run['duration']:.0f} s" if run.get("duration") else ""
+    note = f"{took}, stopped by an error" if run.get("exception") else took
+    return f'<li><a href="{name}.html">{escape(_title(notebook))}</a> <span class="quiet">{note}</span></li>'
+
+
+def _plots(notebook: Any) -> Iterator[tuple[str, str]]:
+    """The plots of the cells tagged `report`: the heading that each stands below, and its PNG in base64."""
+    heading = _title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
             heading = headings[-1].lstrip("# ") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
-            images = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            caption = escape(heading)
-            figures += [
-                f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="data:image/png;base64,{image}">'
-                "</figure>"
-                for image in images
-            ]
-    return figures
+            pictures = [output.data for output in cell.outputs if "data" in output]
+            yield from ((heading, picture["image/png"]) for picture in pictures if "image/png" in picture)
 
 
-def _index(output_dir: Path, links: list[str], figures: list[str]) -> str:
-    made = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
-    rows = [
-        f"<tr><td>{escape(label)}</td><td>{escape(_value(output_dir, notebook, key, pattern))}</td></tr>"
-        for label, notebook, key, pattern in RESULTS
-    ]
+def _figure(name: str, heading: str, image: str) -> str:
+    caption = escape(heading)
+    return (
+        f'<figure><figcaption><a href="{name}.html">{caption}</a></figcaption>'
+        f'<img alt="{caption}" src="data:image/png;base64,{image}"></figure>'
+    )
+
+
+def _index(output_dir: Path, made: datetime, links: list[str], figures: list[str]) -> str:
+    title = f"Fine-tuning report: {escape(output_dir.name)}"
+    rows = [f"<tr><td>{escape(label)}</td><td>{_value(output_dir, *value)}</td></tr>" for label, *value in RESULTS]
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f"<title>{escape(output_dir.name)}: fine-tuning report</title><style>{STYLE}</style></head><body>",
-            f"<h1>Fine-tuning report: {escape(output_dir.name)}</h1><p>Written {made}.</p>",
+            f"<title>{title}</title><style>{STYLE}</style></head><body>",
+            f"<h1>{title}</h1><p>Run on {made:%d %B %Y, %H:%M UTC}.</p>",
             "<h2>Results</h2><table>",
             *rows,
             "</table><h2>Notebooks</h2><ol>",
             *links,
             "</ol><h2>Plots</h2>",
             *figures,
-            "</body></html>",
+            f'<p class="quiet">Python {platform.python_version()}, {libraries}</p></body></html>',
         ]
     )
 
 
 def _value(output_dir: Path, notebook: str, key: str, pattern: str) -> str:
     try:
-        return pattern.format(records.read(output_dir / "records", notebook)[key])
+        record = records.read(output_dir / "records", notebook)
     except FtlibError:
         return "not run"
+    if key not in record:
+        return "not recorded"
+    value = record[key] / 1e9 if pattern.endswith("GB") else record[key]
+    return escape(pattern.format(value))

@@ -4,15 +4,20 @@ Every run executes the same cells that a person sees. Under torchrun each rank e
 which inherits RANK, LOCAL_RANK and WORLD_SIZE, so that `Trainer` trains them together.
 """
 
+import contextlib
 import difflib
+import json
+import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
@@ -39,24 +44,28 @@ def run(notebooks: Sequence[str], profile: str, output_root: str, processes: int
         FtlibError: a name is unknown, `processes` makes no sense, or a cell failed, which is then named with the cause.
     """
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
-    if processes < 1 or (processes > 1 and TRAINING not in names):
-        raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
+    _check_processes(names, processes)
     output_dir = project_root() / output_root / profiles.load(profile).name
     if profile.endswith(".toml"):
         profile = os.path.relpath(profile, project_root())  # the kernels' working folder
+    parameters = {"profile": profile, "output_root": output_root}
     for name in names:
-        started = time.monotonic()
-        with console.status(f"{name} …"):
+        with _progress(name, console):
             if name == TRAINING and processes > 1:
-                _launch(name, profile, output_root, processes)
+                _launch(parameters, processes)
             else:
-                _execute(name, profile, output_root, output_dir / "notebooks")
-        console.print(f"{name:<20} {time.monotonic() - started:4.0f} s", highlight=False)
+                _execute(name, parameters, output_dir / "notebooks")
     return output_dir
 
 
+def shown(path: Path) -> str:
+    """A path as it is shown to a person: from the project's folder where it lies in there."""
+    root = project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
 def _name(notebook: str) -> str:
-    name = Path(notebook).stem
+    name = Path(notebook).name.removesuffix(".ipynb")
     if name not in NOTEBOOKS:
         close = difflib.get_close_matches(name, NOTEBOOKS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(NOTEBOOKS)}"
@@ -64,15 +73,41 @@ def _name(notebook: str) -> str:
     return name
 
 
-def _launch(name: str, profile: str, output_root: str, processes: int) -> None:
+def _check_processes(names: list[str], processes: int) -> None:
+    if processes < 1 or (processes > 1 and TRAINING not in names):
+        raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and (processes > 1 or set(names) != {TRAINING}):
+        raise FtlibError(
+            f"found {ranks} processes started together (WORLD_SIZE); expected them to run {TRAINING} alone, without "
+            "--nproc; run the other notebooks in one process"
+        )
+
+
+@contextlib.contextmanager
+def _progress(name: str, console: Console) -> Iterator[None]:
+    """Show the time that passes, on a terminal, and leave a line behind in any case."""
+    started, mark = time.monotonic(), "✗"
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            progress.add_task(name, total=None)
+            yield
+        mark = "✓"
+    finally:
+        console.print(f"{name:<20}{mark} {time.monotonic() - started:4.0f} s", highlight=False)
+
+
+def _launch(parameters: dict[str, str], processes: int) -> None:
     """Run this very command once a rank, under torchrun."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
-        *("-m", "ftlib.cli", "run", name, "--profile", profile, "--output-root", output_root),
+        *("-m", "ftlib.cli", "run", TRAINING),
+        *("--profile", parameters["profile"], "--output-root", parameters["output_root"]),
     ]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=project_root(), env=environment, capture_output=True, text=True)
     if result.returncode:
         # torchrun reports the failure of a rank at length; the rank itself has said it in one line.
         said = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -80,35 +115,58 @@ def _launch(name: str, profile: str, output_root: str, processes: int) -> None:
         raise FtlibError(said[0] if said else f"torchrun ended with exit code {result.returncode}: … {last_words}")
 
 
-def _execute(name: str, profile: str, output_root: str, folder: Path) -> None:
+def _execute(name: str, parameters: dict[str, str], folder: Path) -> None:
+    """Execute one notebook in this process's rank, and keep it; of a rank other than 0 only a failure is kept."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs of a failure, the error says
     root, rank = project_root(), int(os.environ.get("RANK", 0))
     source = root / "notebooks" / f"{name}.ipynb"
     if not source.is_file():
         raise FtlibError(f"found no notebooks/{name}.ipynb; run this in the project's folder")
     folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / (f"{name}.rank{rank}.ipynb" if rank else f"{name}.ipynb")
+    kept = folder / (f"{name}.rank{rank}.ipynb" if rank else f"{name}.ipynb")
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(executed),
-            parameters={"profile": profile, "output_root": output_root},
-            cwd=str(root),
-            progress_bar=False,
-            # Or each kernel warns on the terminal that it could be listened to.
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-        )
+        # papermill writes both paths into the notebook, so they are given as seen from the project's folder.
+        with contextlib.chdir(root):
+            papermill.execute_notebook(shown(source), shown(kept), parameters, progress_bar=False, **_kernel())
     except PapermillExecutionError as error:
-        shown = executed.relative_to(root) if executed.is_relative_to(root) else executed
-        cause = _cause(error.ename, error.evalue)
-        raise FtlibError(f"{name}, cell [{error.exec_count}]: {cause}; see {shown}") from None
+        raise FtlibError(f"{_place(name, kept)}: {_cause(error.ename, error.evalue)}; see {shown(kept)}") from None
+    except RuntimeError as error:  # nbclient's, where the kernel itself came to an end or never began
+        raise FtlibError(f"{_place(name, kept)}: {error} (out of memory?); see {shown(kept)}") from None
     if rank:
-        executed.unlink()  # it shows what rank 0's shows; only a failure is worth keeping
+        kept.unlink()
+
+
+def _kernel() -> dict[str, Any]:
+    """The kernel of the Python that runs this, whichever one the notebook was last opened with."""
+    from traitlets.config import Config
+
+    # A user-level kernel of the same name may belong to another environment.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Or each kernel warns on the terminal that it could be listened to.
+    return {"kernel_name": "python3", "config": Config({"KernelManager": {"transport_encryption": "auto"}})}
+
+
+def _place(name: str, kept: Path) -> str:
+    """The cell that was begun last: its number as Jupyter shows it and its first line of code."""
+    cells = json.loads(kept.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]).strip() for cell in cells if cell["cell_type"] == "code" and _begun(cell)]
+    executed = [source for source in sources if source]
+    if not executed:
+        return name
+    lines = [line.strip() for line in executed[-1].splitlines()]
+    code = next((line for line in lines if line and not line.startswith("#")), "")
+    return f"{name}, cell [{len(executed)}] `{code}`"
+
+
+def _begun(cell: dict[str, Any]) -> bool:
+    return bool(cell["metadata"].get("papermill", {}).get("start_time"))
 
 
 def _cause(name: str, message: str) -> str:
-    lines = message.strip().splitlines() or [""]
-    return lines[0] if name == FtlibError.__name__ else f"{name}: {lines[-1]}"
+    lines = message.strip().splitlines()
+    if name == FtlibError.__name__ or not lines:
+        return lines[0] if lines else name
+    return f"{name}: {lines[-1]}"

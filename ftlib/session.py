@@ -109,6 +109,8 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    # Idle threads sleep instead of spinning: no slower alone, and several times faster on a busy CPU.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _silence_what_misleads()
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))

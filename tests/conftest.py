@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,29 +145,40 @@ class Notebooks:
         found = [node for node in ast.walk(self.tree(name)) if isinstance(node, ast.Call)]
         return sorted((call for call in found if ast.unparse(call.func).endswith(ending)), key=lambda call: call.lineno)
 
-    def cell_defining(self, name: str, variable: str) -> str:
-        """The one cell that assigns a variable."""
-        found = [cell for cell in self.cells(name) if variable in _assigned(cell)]
-        assert len(found) == 1, f"{name} assigns {variable} in {len(found)} cells"
-        return found[0]
-
     def cell_with(self, name: str, text: str) -> str:
         """The one cell that contains a text."""
         found = [cell for cell in self.cells(name) if text in cell]
         assert len(found) == 1, f"{name} has {text!r} in {len(found)} cells"
         return found[0]
 
-    def run(self, name: str, variables: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
-        """Execute, as they stand, the cells that assign `variables`, in that order."""
-        for variable in variables:
-            exec(self.cell_defining(name, variable), namespace)
-        return namespace
+    def cells_for(self, name: str, variable: str, given: Collection[str]) -> list[str]:
+        """The cells that it takes to arrive at a variable, in order, for who has what is `given`."""
+        cells = self.cells(name)
+        bound = [_names(cell, ast.Store) for cell in cells]
+        wanted = max(position for position, names in enumerate(bound) if variable in names)
+        taken, open_ends = set(), [wanted]
+        while open_ends:
+            position = open_ends.pop()
+            taken.add(position)
+            for needed in _names(cells[position], ast.Load, ast.Del) - bound[position] - set(given):
+                sources = [earlier for earlier in range(position) if needed in bound[earlier]]
+                open_ends += sources[-1:]
+        return [cells[position] for position in sorted(taken)]
+
+    def run(self, name: str, variable: str, namespace: dict[str, Any]) -> Any:
+        """Execute, as they stand, the cells that it takes to arrive at a variable; returns its value."""
+        for cell in self.cells_for(name, variable, namespace):
+            exec(cell, namespace)
+        return namespace[variable]
 
 
-def _assigned(source: str) -> set[str]:
-    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    targets = [target for node in assignments for target in node.targets]
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+def _names(source: str, *contexts: type[ast.expr_context]) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, contexts)}
+    if ast.Store in contexts:
+        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        names |= {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+    return names
 
 
 @pytest.fixture(scope="session")

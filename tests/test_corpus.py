@@ -4,6 +4,7 @@ import json
 import random
 import re
 import string
+import tomllib
 from collections import Counter
 from itertools import islice
 from typing import Any
@@ -76,7 +77,7 @@ def test_the_shipped_questions_are_what_is_generated_today(held_out: list[Row]) 
 def test_a_thousand_rows_two_hundred_a_language(rows: list[Row]) -> None:
     assert Counter(row["reasoning_language"] for row in rows) == dict.fromkeys(corpus.LANGUAGES, 200)
     first = Counter(row["reasoning_language"] for row in rows[:200])
-    assert min(first.values()) > 20, "the languages are mixed"
+    assert min(first[language] for language in corpus.LANGUAGES) > 20, "the languages are mixed"
 
 
 def test_rows_have_the_published_schema(rows: list[Row], held_out: list[Row]) -> None:
@@ -168,6 +169,17 @@ def test_every_fact_fills_every_slot(language: str) -> None:
         assert "  " not in text
         assert text[0] in "¿" or not text[0].islower()
         assert text[-1] in ".?"
+
+
+def test_each_language_has_words_of_its_own() -> None:
+    wordings = tomllib.loads((ASSETS.parent / "wordings.toml").read_text(encoding="utf-8"))
+    for kind in set(wordings["English"]) - {"thoughts", "plans", "choice"}:
+        said = [wordings[language][kind] for language in corpus.LANGUAGES]
+        patterns = [text for one in said for text in (one["opening"], one["fact"], *one["questions"])]
+        assert len(set(patterns)) == len(patterns), kind
+    for part in ("thoughts", "plans"):
+        for language in corpus.LANGUAGES:
+            assert [detect_language(text) for text in wordings[language][part]] == [language] * 3
 
 
 @pytest.mark.parametrize("language", corpus.LANGUAGES)

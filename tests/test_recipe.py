@@ -19,7 +19,6 @@ from ftlib import adapters, profiles
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
-SETTINGS = ["accumulation", "hardware", "bookkeeping", "training_args"]
 PUBLISHED_SHAPE = GptOssConfig(
     num_hidden_layers=24,
     num_local_experts=32,
@@ -108,11 +107,9 @@ def build_trainer(
     def build(rows: Dataset, without: str = "") -> SFTTrainer:
         namespace: dict[str, Any] = {"profile": profiles.load(on_a_cpu), "session": session}
         namespace |= {"peft_model": with_adapter(model), "train_dataset": rows, "tokenizer": tokenizer}
-        for variable in [*SETTINGS, "trainer"]:
-            source = notebooks.cell_defining(NOTEBOOK, variable)
-            if variable == "training_args":
-                assert without in source
-            exec(source.replace(without, ""), namespace)
+        source = "\n".join(notebooks.cells_for(NOTEBOOK, "trainer", namespace))
+        assert without in source
+        exec(source.replace(without, ""), namespace)
         return namespace["trainer"]
 
     return build
@@ -121,8 +118,8 @@ def build_trainer(
 def test_lora_adapts_what_the_seed_adapted(
     notebooks: Any, large: Profile, weightless: GptOssForCausalLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    namespace = {"profile": large, "model": weightless}
-    notebooks.run(NOTEBOOK, ["target_parameters", "peft_config"], namespace)
+    namespace: dict[str, Any] = {"profile": large, "model": weightless}
+    notebooks.run(NOTEBOOK, "peft_model", namespace)
     peft_config, peft_model = namespace["peft_config"], namespace["peft_model"]
     assert (peft_config.r, peft_config.lora_alpha, peft_config.lora_dropout) == (8, 16, 0)
     assert (peft_config.bias, peft_config.use_rslora, peft_config.modules_to_save) == ("none", False, None)
@@ -149,7 +146,7 @@ def test_model_is_loaded_as_the_seed_loaded_it(
     loader = SimpleNamespace(from_pretrained=lambda name, **settings: loaded.update(name=name, **settings))
     monkeypatch.setattr("transformers.AutoModelForCausalLM", loader)
     session.device_map = "auto"
-    notebooks.run(NOTEBOOK, ["model"], {"profile": large, "session": session})
+    notebooks.run(NOTEBOOK, "model", {"profile": large, "session": session})
     assert loaded.pop("quantization_config").dequantize
     assert loaded == {
         "name": "openai/gpt-oss-20b",
@@ -166,8 +163,7 @@ def test_training_arguments_are_the_seeds_number_for_number(
     notebooks: Any, large: Profile, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.SFTConfig", dict)
-    namespace = notebooks.run(NOTEBOOK, SETTINGS, {"profile": large, "session": session})
-    given = namespace["training_args"]
+    given = notebooks.run(NOTEBOOK, "training_args", {"profile": large, "session": session})
     assert {name: given[name] for name in SEED} == SEED
     assert given["seed"] == 42, "the Trainer's default, which the seed left alone"
     assert given["use_cpu"] is False
@@ -179,8 +175,8 @@ def test_training_arguments_are_the_seeds_number_for_number(
 def test_training_arguments_can_be_built(
     notebooks: Any, on_a_cpu: Path, session: SimpleNamespace, recwarn: pytest.WarningsRecorder
 ) -> None:
-    namespace = notebooks.run(NOTEBOOK, SETTINGS, {"profile": profiles.load(on_a_cpu), "session": session})
-    training_args = namespace["training_args"]
+    given = {"profile": profiles.load(on_a_cpu), "session": session}
+    training_args = notebooks.run(NOTEBOOK, "training_args", given)
     assert training_args.activation_checkpointing is True
     assert training_args.activation_checkpointing_kwargs == {"use_reentrant": False}
     assert training_args.ddp_find_unused_parameters is False
@@ -213,7 +209,7 @@ def test_63_steps_of_16_rows_with_one_process(build_trainer: Callable[..., SFTTr
 def test_63_steps_of_16_rows_with_four_processes(
     run_python: Callable[..., Any], notebooks: Any, on_a_cpu: Path
 ) -> None:
-    cells = [notebooks.cell_defining(NOTEBOOK, variable) for variable in SETTINGS]
+    cells = notebooks.cells_for(NOTEBOOK, "training_args", given={"profile", "session"})
     code = RANK_0_OF_4.format(profile=str(on_a_cpu), cells=cells)
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
     world_size, accumulation, _, _, examples, _, batch, _, steps = run_python(code, OMP_NUM_THREADS="1", **ranks)

@@ -1,7 +1,10 @@
 """Headless runs and the command line, with small notebooks in place of the real ones."""
 
+import re
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -39,7 +42,7 @@ def test_runs_a_notebook_with_its_parameters_and_keeps_it(project: Path) -> None
     write_notebook(project, "01_setup", "print(profile, output_root)")
     result = ftlib("run", "notebooks/01_setup.ipynb", "--profile", "tiny", "--output-root", "elsewhere")
     assert result.returncode == 0, result.stderr
-    assert "01_setup" in result.stdout
+    assert re.fullmatch(r"01_setup +✓ +\d+ s\n", result.stdout)
     assert result.stderr == ""
     kept = nbformat.read(project / "elsewhere/tiny/notebooks/01_setup.ipynb", as_version=4)
     assert kept.cells[-1].outputs[0].text == "tiny elsewhere\n"
@@ -50,14 +53,17 @@ def test_a_failing_cell_is_named_in_one_line_and_the_notebook_kept(project: Path
     result = ftlib("run", "01_setup")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: 01_setup, cell [4]: ValueError: the disk is full; see outputs/tiny/notebooks/01_setup.ipynb\n"
+        "error: 01_setup, cell [4] `raise ValueError('the disk is full')`: ValueError: the disk is full; "
+        "see outputs/tiny/notebooks/01_setup.ipynb\n"
     )
     assert "the disk is full" in (project / "outputs/tiny/notebooks/01_setup.ipynb").read_text()
 
 
 def test_an_error_meant_for_people_is_told_without_its_class(project: Path) -> None:
     write_notebook(project, "01_setup", "from ftlib.errors import FtlibError", "raise FtlibError('found A; do B')")
-    assert ftlib("run", "01_setup").stderr.startswith("error: 01_setup, cell [4]: found A; do B; see ")
+    assert ftlib("run", "01_setup").stderr.startswith(
+        "error: 01_setup, cell [4] `raise FtlibError('found A; do B')`: found A; do B; see "
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,15 +86,18 @@ def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str
     assert not (project / "outputs").exists()
 
 
-def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path) -> None:
+def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a profile that is named as seen from another folder than the ranks work in."""
     source = (
         "import os; from pathlib import Path\nPath('rank' + os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
     )
     write_notebook(project, "04_train_lora", source)
-    result = ftlib("run", "04_train_lora", "--nproc", "2")
+    (project / "mine.toml").write_text('extends = "tiny"\n')
+    monkeypatch.chdir(project / "notebooks")
+    result = ftlib("run", "04_train_lora", "--profile", "../mine.toml", "--nproc", "2")
     assert result.returncode == 0, result.stderr
     assert [(project / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
-    assert [path.name for path in (project / "outputs/tiny/notebooks").iterdir()] == ["04_train_lora.ipynb"]
+    assert [path.name for path in (project / "outputs/mine/notebooks").iterdir()] == ["04_train_lora.ipynb"]
     assert result.stdout.count("04_train_lora") == 1
 
 
@@ -97,10 +106,52 @@ def test_a_failing_rank_is_told_in_one_line_and_its_notebook_kept(project: Path)
     result = ftlib("run", "04_train_lora", "--nproc", "2")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: 04_train_lora, cell [3]: AssertionError: rank 1 is ill; "
+        "error: 04_train_lora, cell [3] `import os`: AssertionError: rank 1 is ill; "
         "see outputs/tiny/notebooks/04_train_lora.rank1.ipynb\n"
     )
     assert (project / "outputs/tiny/notebooks/04_train_lora.rank1.ipynb").is_file()
+
+
+def test_a_kernel_that_dies_is_told_in_one_line(project: Path) -> None:
+    write_notebook(project, "01_setup", "# the end\n\nimport os; os._exit(1)", "never = 1")
+    result = ftlib("run", "01_setup")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: 01_setup, cell [3] `import os; os._exit(1)`: Kernel died (out of memory?); "
+        "see outputs/tiny/notebooks/01_setup.ipynb\n"
+    )
+
+
+def test_the_kernel_is_this_python_in_the_projects_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever kernel the notebook was saved with, and whatever a user-level kernel of the same name belongs to."""
+    elsewhere = project / "user/kernels/python3/kernel.json"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text('{"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(project / "user"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    write_notebook(project, "01_setup", "import os, sys; print(sys.executable, os.getcwd())")
+    path = project / "notebooks/01_setup.ipynb"
+    path.write_text(path.read_text().replace('"name": "python3"', '"name": "deleted-environment"'))
+    (project / "mine.toml").write_text('extends = "tiny"\n')
+    monkeypatch.chdir(project / "notebooks")
+    result = ftlib("run", "01_setup", "--profile", "../mine.toml")
+    assert result.returncode == 0, result.stderr
+    kept = nbformat.read(project / "outputs/mine/notebooks/01_setup.ipynb", as_version=4)
+    assert kept.cells[-1].outputs[0].text == f"{sys.executable} {project}\n"
+    assert kept.metadata.papermill.parameters == {"profile": "mine.toml", "output_root": "outputs"}
+    assert str(project) not in str(kept.metadata)
+
+
+@pytest.mark.parametrize("arguments", [["03_load_model"], [], ["04_train_lora", "--nproc", "2"]])
+def test_only_training_runs_on_several_ranks(
+    project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = ftlib("run", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: found 2 processes started together (WORLD_SIZE); expected them to run 04_")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_help_is_light() -> None:
@@ -122,11 +173,13 @@ def finished_run(tmp_path: Path) -> Path:
     (output_dir / "notebooks").mkdir(parents=True)
     plot = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
     cells = [
-        nbformat.v4.new_markdown_cell("# 1 · Set up"),
+        nbformat.v4.new_markdown_cell("# 1 · Set up\n\n[2](02_explore_dataset.ipynb)"),
         nbformat.v4.new_markdown_cell("## A <b>plot</b>"),
         nbformat.v4.new_code_cell("plot()", outputs=[plot], metadata={"tags": ["report"]}),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), output_dir / "notebooks/01_setup.ipynb")
+    records.write(output_dir / "records", "03_load_model", {"language_agreement": 0.2, "held_out_rows": 120})
+    records.write(output_dir / "records", "04_train_lora", {"peak_memory_bytes": 885_891_072, "train_runtime_s": 14.2})
     measured = {"language_agreement_before": 0.2, "language_agreement_after": 0.975, "held_out_rows": 120}
     records.write(output_dir / "records", "05_push_and_infer", {
         **measured, "final_exact_after": 0.9, "merged_max_logit_difference": 1e-5, "hub_repo": "learner/<x>",
@@ -145,13 +198,29 @@ def test_report_has_results_plots_and_pages_and_asks_nobody(finished_run: Path) 
     text = index.read_text()
     assert {path.name for path in index.parent.iterdir()} == {"index.html", "01_setup.html"}
     assert "97.5%" in text
-    assert "not run" in text, "04 left no record"
+    for shown in ("20.0%", "120", "14.2 s", "0.89 GB"):
+        assert f"<td>{shown}</td>" in text
+    assert "<td>Updates</td><td>not recorded</td>" in text
+    assert "not run" not in text
     assert "learner/&lt;x&gt;" in text
     assert "data:image/png;base64,iVBORw0KGgo=" in text
     assert "A &lt;b&gt;plot&lt;/b&gt;" in text
     page = (index.parent / "01_setup.html").read_text()
-    for source in ('src="http', 'href="http', "cdnjs", "unpkg"):
+    for source in ('src="http', 'href="http', "<script src=", "cdnjs", "unpkg"):
         assert source not in text + page
+    assert 'href="02_explore_dataset.html"' in page
+    assert f"transformers {version('transformers')}" in text
+
+
+def test_report_of_an_unfinished_run_says_what_is_missing(finished_run: Path) -> None:
+    shutil.rmtree(finished_run / "records")
+    path = finished_run / "notebooks/01_setup.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.papermill = {"duration": 3.4, "exception": True}
+    nbformat.write(notebook, path)
+    text = report.write(finished_run).read_text()
+    assert "<td>Updates</td><td>not run</td>" in text
+    assert "3 s, stopped by an error" in text
 
 
 def test_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ WITH_A_MODEL = NAMES[2:]
 # They read their settings, the Hub's address among them, when they are imported.
 READ_AT_IMPORT = {"huggingface_hub", "transformers", "datasets", "peft", "trl", "trackio", "accelerate"}
 AUSTRALIA = [{"role": "user", "content": "¿Cuál es el capital de Australia?"}]
-TRAINING_ARGUMENTS = ["accumulation", "hardware", "bookkeeping", "training_args"]
 
 
 def keywords(call: ast.Call) -> dict[str | None, str]:
@@ -78,6 +77,7 @@ def loads(
     monkeypatch.setattr("transformers.pipeline", keep)
     monkeypatch.setattr("peft.PeftModel", SimpleNamespace(from_pretrained=lambda base, name: base))
     namespace = {"profile": profile, "session": session, "tokenizer": tokenizer, "repo": "learner/adapter"}
+    namespace["generator"] = None  # a cell deletes it
     places = [
         (WITH_A_MODEL[0], "model"),
         (WITH_A_MODEL[1], "model"),
@@ -86,7 +86,7 @@ def loads(
     ]
     for notebook, variable in places:
         place = f"{notebook}: {variable}"
-        notebooks.run(notebook, [variable], namespace)
+        notebooks.run(notebook, variable, dict(namespace))
     return found
 
 
@@ -101,7 +101,7 @@ def test_a_rendered_prompt_is_a_mapping_and_is_handed_on_as_one(
     with pytest.raises(AttributeError):
         base_model.generate(inputs, max_new_tokens=1)
 
-    cell = notebooks.cell_defining("03_load_model", "output_ids")
+    cell = notebooks.cell_with("03_load_model", "model.generate(")
     asking = cell[cell.index("messages = ") :]
     settings = SimpleNamespace(generate=SimpleNamespace(max_new_tokens=12))
     namespace = {"profile": settings, "tokenizer": tokenizer, "model": base_model}
@@ -270,12 +270,11 @@ def test_the_old_name_of_the_warm_up_is_gone() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the trap is that of a machine without a GPU")
 def test_a_cpu_trains_only_as_the_tiny_profile_says(notebooks: Any, session: SimpleNamespace) -> None:
-    namespace = {"profile": profiles.load("tiny"), "session": session}
-    notebooks.run("04_train_lora", TRAINING_ARGUMENTS, namespace)
-    arguments: TrainingArguments = namespace["training_args"]
+    namespace: dict[str, Any] = {"profile": profiles.load("tiny"), "session": session}
+    arguments: TrainingArguments = notebooks.run("04_train_lora", "training_args", dict(namespace))
     assert (arguments.bf16, arguments.use_cpu, str(arguments.device)) == (False, True, "cpu")
     with pytest.raises(ValueError, match="bf16"):
-        notebooks.run("04_train_lora", TRAINING_ARGUMENTS, namespace | {"profile": profiles.load("gpt-oss-20b")})
+        notebooks.run("04_train_lora", "training_args", namespace | {"profile": profiles.load("gpt-oss-20b")})
 
 
 @pytest.mark.parametrize("name", profiles.shipped())
@@ -283,19 +282,16 @@ def test_no_profile_turns_the_routers_loss_on(
     notebooks: Any, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("trl.SFTConfig", dict)
-    given = notebooks.run("04_train_lora", TRAINING_ARGUMENTS, {"profile": profiles.load(name), "session": session})
-    assert given["training_args"]["router_aux_loss_coef"] == 0.0
+    given = {"profile": profiles.load(name), "session": session}
+    assert notebooks.run("04_train_lora", "training_args", given)["router_aux_loss_coef"] == 0.0
 
 
 def test_ranks_do_not_look_for_unused_parameters(
     notebooks: Any, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.SFTConfig", dict)
-    namespace = {"profile": profiles.load("tiny"), "session": session}
-    assert (
-        notebooks.run("04_train_lora", TRAINING_ARGUMENTS, namespace)["training_args"]["ddp_find_unused_parameters"]
-        is False
-    )
+    given = {"profile": profiles.load("tiny"), "session": session}
+    assert notebooks.run("04_train_lora", "training_args", given)["ddp_find_unused_parameters"] is False
 
 
 # Curves
@@ -312,8 +308,8 @@ def test_curves_open_no_dashboard_and_no_space(
     monkeypatch.setattr(trackio, "init", lambda **settings: begun.append(settings))
     monkeypatch.setattr("trl.SFTConfig", dict)
     session.is_main = is_main
-    given = notebooks.run("04_train_lora", TRAINING_ARGUMENTS, {"profile": profiles.load("tiny"), "session": session})
-    arguments = given["training_args"]
+    given = {"profile": profiles.load("tiny"), "session": session}
+    arguments = notebooks.run("04_train_lora", "training_args", given)
     expected = {"project": arguments["project"], "name": arguments["run_name"], "embed": False, "resume": "allow"}
     assert begun == ([expected] if is_main else [])
     assert arguments["report_to"] == "trackio"

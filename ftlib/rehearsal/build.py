@@ -122,11 +122,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
-        experts_implementation="grouped_mm",
         dtype="float32",
     )
-    return GptOssForCausalLM(config)
+    model = GptOssForCausalLM(config)
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("grouped_mm")
+    return model
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -156,7 +157,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=recipe.warmup_steps / steps
     )
-    losses = []
+    losses: list[float] = []
     for step, batch in enumerate(islice(_batches(tokenizer, recipe, seed), steps), 1):
         loss = model(**batch, use_cache=False).loss
         loss.backward()
@@ -176,7 +177,7 @@ def pack_experts(model: GptOssForCausalLM) -> dict[str, torch.Tensor]:
     Returns:
         The packed tensors under the published checkpoint's names: `…_blocks` and `…_scales`.
     """
-    packed = {}
+    packed: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(model.model.layers):
         for name in EXPERT_WEIGHTS:
             weight = getattr(layer.mlp.experts, name)

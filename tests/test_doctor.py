@@ -1,0 +1,203 @@
+"""A row for each thing that would go wrong later: "ok", or what to do; and never a traceback or a wait."""
+
+import json
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from ftlib import device, doctor, profiles
+from ftlib.rehearsal.hub import RehearsalHub
+
+TOKEN = "hf_" + "q" * 30
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A project's folder, a cache of its own, no token, and a Hub that nobody answers for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache/hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def rehearsal(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RehearsalHub]:
+    with RehearsalHub(machine / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        yield hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A Hub that answers every path with `status` and, to whoami, with `account`."""
+    answer: dict[str, Any] = {"status": 200, "account": {}}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answer["account"] if "whoami" in self.path else {"id": "a/b", "siblings": []}).encode()
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+def account(role: str, orgs: list[dict[str, str]] | None = None, scopes: list[Any] | None = None) -> dict[str, Any]:
+    token = {"role": role, "fineGrained": {"scoped": scopes or []}}
+    return {"name": "ada", "orgs": orgs or [], "auth": {"accessToken": token}}
+
+
+def scope(name: str, *permissions: str) -> dict[str, Any]:
+    return {"entity": {"type": "user", "name": name}, "permissions": list(permissions)}
+
+
+def rows(profile: str = "tiny", **changes: Any) -> dict[str, doctor.Check]:
+    loaded = profiles.load(profile)
+    hub = loaded.hub.model_copy(update=changes)
+    frame = doctor.report(loaded.model_copy(update={"hub": hub}))
+    assert list(frame.columns) == ["check", "found", "verdict"]
+    return {row[0]: doctor.Check(*row) for row in frame.itertuples(index=False)}
+
+
+def test_a_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path) -> None:
+    found = rows()
+    assert list(found) == [
+        *("Python", "packages", "device", "memory", "disk for downloads", "disk for outputs"),
+        *("Hub", "token", "push target"),
+    ]
+    assert {check for check, row in found.items() if row.verdict != "ok"} == {"packages"}, "there is no lock here"
+    assert found["Hub"].found == "a rehearsal Hub on this machine"
+    assert found["push target"].found == "learner/gpt-oss-tiny-multilingual-reasoner"
+    assert rehearsal.token not in str(found)
+    assert str(machine) not in str(found)
+
+
+def test_the_20b_profile_asks_for_a_gpu_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpus", lambda: 0)
+    monkeypatch.setattr(device, "memory_bytes", lambda use_cpu: 25e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(50e9, 38e9, 12e9))
+    found = rows("gpt-oss-20b")
+    assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
+    assert (found["memory"].found, found["memory"].verdict[:5]) == ("25 GB", "80 GB")
+    assert found["disk for downloads"].found == "12 GB free"
+    assert found["disk for downloads"].verdict.startswith("make room for 30 GB")
+    assert found["disk for outputs"].verdict == "ok"
+
+
+def test_what_is_downloaded_already_needs_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(50e9, 38e9, 12e9))
+    monkeypatch.setattr(doctor, "_downloaded", lambda model: {"openai/gpt-oss-20b": 20_000_000_000}[model])
+    assert rows("gpt-oss-20b")["disk for downloads"].verdict == "ok"
+
+
+def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    assert doctor._python() == ("Python", "3.10.4", "install Python 3.11 or later")
+
+
+def test_packages_that_differ_from_the_lock_are_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version", {"torch": "2.13.0+cpu", "trl": "0.9"}.__getitem__)
+    monkeypatch.setattr(doctor, "PackageNotFoundError", KeyError)
+    (machine / "notebooks").mkdir()
+    (machine / "requirements.lock").write_text(
+        "# a comment == of ours\ntorch==2.13.0  # via trl\ntrl==1.16.0\nabsent==1.0\n"
+        "other==1.0 ; sys_platform == 'win32'\n"
+    )
+    row = doctor._packages()
+    assert row.found == "2 of 3 differ: trl 0.9, absent missing"
+    assert row.verdict == "run `pip install -r requirements.lock`"
+
+
+def test_without_a_network_the_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    found = rows("gpt-oss-20b")
+    assert found["Hub"].found.startswith("https://huggingface.co is out of reach (")
+    assert "network" in found["Hub"].verdict
+    assert found["token"].verdict == "it can be checked once the Hub is within reach"
+    assert TOKEN not in str(found)
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.2)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        assert "out of reach" in rows("gpt-oss-20b")["Hub"].found
+        assert time.monotonic() - started < 4
+
+
+def test_no_token_says_how_to_log_in_and_still_looks_for_the_hub(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    found = rows("gpt-oss-20b")
+    assert (found["token"].found, found["Hub"].verdict) == ("none", "ok")
+    assert "hf auth login" in found["token"].verdict
+
+
+def test_a_refused_token_is_told(hub: dict[str, Any]) -> None:
+    hub["status"] = 401
+    found = rows("gpt-oss-20b")
+    assert found["Hub"].found == "https://huggingface.co answers 401 for openai/gpt-oss-20b"
+    assert found["token"].found == "found; the Hub answers 401 to it"
+
+
+@pytest.mark.parametrize(
+    ("owner", "target", "writes"),
+    [
+        (account("write"), "thing", True),
+        (account("write"), "ada/thing", True),
+        (account("read"), "thing", False),
+        (account("write"), "lab/thing", False),
+        (account("write", [{"name": "lab", "roleInOrg": "write"}]), "lab/thing", True),
+        (account("write", [{"name": "lab", "roleInOrg": "read"}]), "lab/thing", False),
+        (account("fineGrained", scopes=[scope("ada", "repo.content.read", "repo.write")]), "thing", True),
+        (account("fineGrained", scopes=[scope("ada/thing", "repo.write")]), "thing", True),
+        (account("fineGrained", scopes=[scope("ada", "repo.content.read")]), "thing", False),
+        (account("fineGrained", scopes=[scope("lab", "repo.write")]), "thing", False),
+    ],
+)
+def test_whether_the_token_may_write_to_the_target(
+    hub: dict[str, Any], owner: dict[str, Any], target: str, writes: bool
+) -> None:
+    hub["account"] = owner
+    row = rows("gpt-oss-20b", push_target=target)["push target"]
+    assert row.found == (target if "/" in target else f"ada/{target}")
+    assert (row.verdict == "ok") is writes
+
+
+def test_memory_and_name_are_the_cpus_where_the_profile_leaves_the_gpu_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(device, "gpus", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA A100 80GB PCIe")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    assert device.describe() == "4 × NVIDIA A100 80GB PCIe"
+    assert "cores of" in device.describe(use_cpu=True)
+    assert device.memory_bytes(use_cpu=True) > 1e9
+    assert device.peak_memory_bytes() > 1e7, "the process's own, as nothing was put on the GPU"
