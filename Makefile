@@ -31,10 +31,13 @@ lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/mypy
 	@$(NBSTRIPOUT) --verify $(NOTEBOOKS)
 
-notebooks: $(INSTALLED) ## execute the committed notebooks in place, on the tiny profile
+notebooks: $(INSTALLED) ## execute the committed notebooks in place, and renew the README's picture
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--KernelManager.transport_encryption=auto $(NOTEBOOKS)
 	@$(NBSTRIPOUT) $(NOTEBOOKS)
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir outputs/pictures notebooks/05_push_and_infer.ipynb
+	@mkdir -p notebooks/images
+	@mv outputs/pictures/05_push_and_infer_files/*.png notebooks/images/agreement.png
 
 assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
 	@$(BIN)/python -m ftlib.rehearsal.build
