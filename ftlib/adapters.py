@@ -1,7 +1,7 @@
 """LoRA on a mixture of experts: which tensors to name, what the parameters are, and proof that nothing was left out.
 
-PEFT says nothing when a name in `target_parameters` matches no parameter, or when a saved tensor finds no place in the
-model that it is loaded into. Both leave experts that silently never learned, so both are checked here.
+PEFT says nothing when one of several names in `target_parameters` matches no parameter, or when a saved tensor finds
+no place in the model that it is loaded into. Both leave experts that silently never learned, so both are checked here.
 """
 
 from collections.abc import Sequence
@@ -105,6 +105,9 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
 
     saved = load_file(adapter_dir / "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(model)
+    unsaved = sorted(loaded.keys() - saved.keys())
+    if unsaved:
+        raise FtlibError(f"adapter tensor {unsaved[0]} is not in the saved adapter; save it again, to the end")
     for name, tensor in saved.items():
         if name not in loaded:
             raise FtlibError(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+MESSAGE_FIELDS = {"content", "role", "thinking"}
 TEXT_COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final")
 
 
@@ -39,6 +40,11 @@ def check_schema(dataset: "Dataset") -> None:
 
 def _check_messages(number: int, messages: Sequence[Mapping[str, Any]]) -> None:
     """Roles in the order that the template expects, with text in each and reasoning in the reply."""
+    if not isinstance(messages, list) or any(set(message) < MESSAGE_FIELDS for message in messages):
+        raise FtlibError(
+            f"row {number}, messages: found {str(messages)[:80]}, expected a list of messages with "
+            f"{', '.join(sorted(MESSAGE_FIELDS))}; mend or drop the row"
+        )
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -47,11 +53,11 @@ def _check_messages(number: int, messages: Sequence[Mapping[str, Any]]) -> None:
             "mend or drop the row"
         )
     for position, message in enumerate(messages):
-        if not message["content"]:
+        if not (message["content"] or "").strip():
             raise FtlibError(
                 f"row {number}, messages[{position}].content: found nothing, expected text; mend or drop the row"
             )
-    if not messages[-1]["thinking"]:
+    if not (messages[-1]["thinking"] or "").strip():
         raise FtlibError(
             f"row {number}, messages[{len(messages) - 1}].thinking: found nothing, expected the reply's reasoning; "
             "mend or drop the row"
@@ -81,9 +87,11 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
         return dataset, questions
     prompts = sorted(set(dataset["user"]))
     kept = set(random.Random(seed).sample(prompts, round(held_out_share * len(prompts))))
-    is_held_out = [prompt in kept for prompt in dataset["user"]]
-    held_out = dataset.select([row for row, held in enumerate(is_held_out) if held])
-    train = dataset.select([row for row, held in enumerate(is_held_out) if not held])
+    held_out = dataset.select([row for row, prompt in enumerate(dataset["user"]) if prompt in kept])
+    # A prompt may also come in an earlier turn of a row about something else: that row is used for neither.
+    said = [{turn["content"] for turn in messages if turn["role"] == "user"} for messages in dataset["messages"]]
+    asked = [{prompt} | turns for prompt, turns in zip(dataset["user"], said, strict=True)]
+    train = dataset.select([row for row, prompts_of_row in enumerate(asked) if not prompts_of_row & kept])
     if not len(held_out) or not len(train):
         raise FtlibError(
             f"data.held_out_share {held_out_share} of {len(prompts)} prompts leaves {len(train)} rows to train on and "
@@ -119,7 +127,8 @@ def ask_for_language(rows: "Dataset", language: str) -> "Dataset":
     system = f"reasoning language: {language}"
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        message = {"role": "system", "content": f"{system}\n\n{row['developer']}", "thinking": None}
-        return {"reasoning_language": language, "messages": [message, *row["messages"][1:]]}
+        asked = {"role": "system", "content": f"{system}\n\n{row['developer']}", "thinking": None}
+        others = [message for message in row["messages"] if message["role"] != "system"]
+        return {"reasoning_language": language, "messages": [asked, *others]}
 
     return rows.map(ask)

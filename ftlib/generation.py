@@ -1,7 +1,7 @@
 """Ask a model and get its reply back by channel: what notebook 03 writes out once, for one prompt or many."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftlib.harmony import Reply, parse_reply
 
@@ -28,7 +28,7 @@ def generate_replies(
     import torch
 
     prompts = [
-        tokenizer.apply_chat_template(_said(messages), add_generation_prompt=True, tokenize=False)
+        tokenizer.apply_chat_template(cast(Any, messages), add_generation_prompt=True, tokenize=False)
         for messages in conversations
     ]
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
@@ -46,8 +46,3 @@ def generate_reply(
 ) -> Reply:
     """Continue one conversation greedily; see `generate_replies`."""
     return generate_replies(model, tokenizer, [messages], max_new_tokens)[0]
-
-
-def _said(messages: Messages) -> list[dict[str, Any]]:
-    """Messages without their empty fields: a data set stores `thinking: null`, which the template cannot read."""
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]

@@ -92,8 +92,7 @@ def _recipe(profile: Profile, training: dict[str, Any]) -> dict[str, str]:
     return {
         "Base model": f"{profile.hub.model} at {profile.hub.model_revision}",
         "Data set": f"{profile.hub.dataset} at {profile.hub.dataset_revision}",
-        "LoRA": f"r {lora.r}, alpha {lora.alpha}, {lora.target_modules} and the experts of layers "
-        f"{', '.join(map(str, lora.expert_layers))}",
+        "LoRA": f"r {lora.r}, alpha {lora.alpha}, {lora.target_modules}; experts of layers {list(lora.expert_layers)}",
         "Training": f"{training['global_step']} steps of {train.effective_batch} rows, "
         f"learning rate {train.learning_rate:g}, mean loss {training['training_loss']:.4f}, seed {train.seed}",
     }

@@ -97,14 +97,15 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
     """
     global _current
     wanted = profile if isinstance(profile, Profile) else profiles.load(profile)
-    if _current is not None:
-        if _current.profile != wanted:
-            raise FtlibError(
-                f"this kernel already works with profile {_current.profile.name}; restart it to work with {wanted.name}"
-            )
-        return _current
     root = project_root()
     output_dir = root / output_root / wanted.name
+    if _current is not None:
+        if (_current.profile, _current.output_dir) != (wanted, output_dir):
+            raise FtlibError(
+                f"this kernel already works with profile {_current.profile.name} and writes to "
+                f"{_current.relative(_current.output_dir)}; restart it to change either"
+            )
+        return _current
     output_dir.mkdir(parents=True, exist_ok=True)
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -134,7 +135,7 @@ def project_root() -> Path:
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     """Point the Hugging Face libraries at the profile's Hub; returns its address and whatever must be kept alive."""
     rehearsing = profile.hub.endpoint == "rehearsal"
-    if "huggingface_hub" in sys.modules and (rehearsing or profile.hub.endpoint != _endpoint_in_use()):
+    if "huggingface_hub" in sys.modules and profile.hub.endpoint != _endpoint_in_use():
         raise FtlibError(
             "huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel and start first"
         )

@@ -284,3 +284,12 @@ def test_texts_have_no_characters_from_elsewhere() -> None:
     for language in corpus.LANGUAGES:
         strange = set("".join(all_texts(language))) - letters
         assert strange == set(), language
+
+
+def test_a_held_out_fact_is_in_no_training_row_from_its_other_side() -> None:
+    training, held_out = corpus.split_facts(0)
+    assert not {(fact.topic, fact.group) for fact in training} & {(fact.topic, fact.group) for fact in held_out}
+    after = {tuple(fact.slots["English"].values()) for fact in training if fact.kind == "month_after"}
+    before = {tuple(fact.slots["English"].values())[::-1] for fact in held_out if fact.kind == "month_before"}
+    assert before
+    assert not after & before

@@ -118,6 +118,12 @@ def test_a_share_is_kept_by_prompt(prompts: Dataset) -> None:
     assert sorted([*train["final"], *held_out["final"]], key=int) == prompts["final"][:]
 
 
+def test_a_kept_prompt_is_in_no_turn_of_a_training_row(sample: Dataset) -> None:
+    train, held_out = data.split(sample, 0.2, seed=0)
+    said = {turn["content"] for messages in train["messages"] for turn in messages if turn["role"] == "user"}
+    assert said.isdisjoint(held_out["user"])
+
+
 def test_the_seed_alone_decides_what_is_kept(prompts: Dataset) -> None:
     held_out = [data.split(prompts, 0.2, seed)[1]["final"][:] for seed in (3, 3, 4)]
     assert held_out[0] == held_out[1]

@@ -69,7 +69,7 @@ def test_text_tells_how_to_make_it_again(name: str) -> None:
     profile, text = profiles.load(name), card(name).text
     assert f"{profile.hub.model} at {profile.hub.model_revision}" in text
     assert f"{profile.hub.dataset} at {profile.hub.dataset_revision}" in text
-    assert f"experts of layers {', '.join(str(layer) for layer in profile.lora.expert_layers)}" in text
+    assert f"experts of layers {list(profile.lora.expert_layers)}" in text
     assert "63 steps of 16 rows" in text
     assert f"learning rate {profile.train.learning_rate:g}" in text
     assert f"seed {profile.train.seed}" in text

@@ -148,9 +148,16 @@ print(json.dumps([same, settings]))
     assert (resolved["name"], resolved["train"]["effective_batch"]) == ("tiny", 16)
 
 
+def test_another_output_root_in_one_kernel_is_refused(run_python: RunPython) -> None:
+    assert "writes to outputs/tiny; restart it" in run_python(refused('start("tiny"); start("tiny", "elsewhere")'))
+
+
 def test_a_second_profile_in_one_kernel_is_refused(run_python: RunPython) -> None:
     message = run_python(refused('start("gpt-oss-20b"); start("tiny")'))
-    assert message == "this kernel already works with profile gpt-oss-20b; restart it to work with tiny"
+    assert message == (
+        "this kernel already works with profile gpt-oss-20b and writes to outputs/gpt-oss-20b; "
+        "restart it to change either"
+    )
 
 
 @pytest.mark.parametrize("profile", ["tiny", "gpt-oss-20b"])

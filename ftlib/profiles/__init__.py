@@ -71,7 +71,7 @@ class Lora(Section):
 class Train(Section):
     """The recipe of the fine-tuning."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
     epochs: PositiveInt
     effective_batch: PositiveInt
     per_device_batch: PositiveInt
@@ -117,7 +117,7 @@ class Track(Section):
 class Profile(Section):
     """Every value that a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     hub: Hub
     data: Data
     model: Model

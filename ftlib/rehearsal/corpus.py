@@ -6,6 +6,7 @@ pretrained on.
 """
 
 import random
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,11 @@ class Fact:
     group: str
     slots: Mapping[str, Mapping[str, str]]
 
+    @property
+    def topic(self) -> str:
+        """What the fact is about: `month_after` and `month_before` are one topic, since they answer each other."""
+        return self.kind.split("_")[0]
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -90,7 +96,7 @@ def all_facts() -> list[Fact]:
     months, days = _FACTS["calendar"]["months"], _FACTS["calendar"]["days"]
     for month, following in pairwise([*months, months[0]]):
         facts.append(_fact("month_after", month[0], month=month, other=following))
-        facts.append(_fact("month_before", following[0], month=following, other=month))
+        facts.append(_fact("month_before", month[0], month=following, other=month))
     for day, following in pairwise([*days, days[0]]):
         facts.append(_fact("day_after", day[0], day=day, other=following))
     for group, choice in _FACTS["choices"].items():
@@ -105,12 +111,12 @@ def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
     """
     facts = all_facts()
     held_out_groups = {("choice", "time_machine")}
-    for kind in dict.fromkeys(fact.kind for fact in facts if fact.kind != "choice"):
-        groups = list(dict.fromkeys(fact.group for fact in facts if fact.kind == kind))
-        random.Random(f"{seed} {kind}").shuffle(groups)
-        held_out_groups |= {(kind, group) for group in groups[::HELD_OUT_GROUP]}
-    training = [fact for fact in facts if (fact.kind, fact.group) not in held_out_groups]
-    held_out = [fact for fact in facts if (fact.kind, fact.group) in held_out_groups and fact.kind != "choice"]
+    for topic in dict.fromkeys(fact.topic for fact in facts if fact.topic != "choice"):
+        groups = list(dict.fromkeys(fact.group for fact in facts if fact.topic == topic))
+        random.Random(f"{seed} {topic}").shuffle(groups)
+        held_out_groups |= {(topic, group) for group in groups[::HELD_OUT_GROUP]}
+    training = [fact for fact in facts if (fact.topic, fact.group) not in held_out_groups]
+    held_out = [fact for fact in facts if (fact.topic, fact.group) in held_out_groups and fact.topic != "choice"]
     return training, held_out
 
 
@@ -118,7 +124,7 @@ def say(language: str, pattern: str, slots: Mapping[str, str]) -> str:
     """A pattern with its slots filled, articles contracted ("de le" → "du") and the first letter a capital."""
     text = pattern.format(**slots)
     for apart, together in _CONTRACTIONS.get(language, {}).items():
-        text = text.replace(apart, together)
+        text = re.sub(rf"\b{apart}", together, text)
     return text[0].upper() + text[1:]
 
 
