@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MESSAGE_FIELDS = {"content", "role", "thinking"}
-TEXT_COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final")
+# `developer` may be empty: not every conversation has instructions.
+TEXT_COLUMNS = ("reasoning_language", "user", "analysis", "final")
 
 
 def check_schema(dataset: "Dataset") -> None:
@@ -26,7 +27,7 @@ def check_schema(dataset: "Dataset") -> None:
     Raises:
         FtlibError: naming the first row and field that is wrong, what was found and what was expected.
     """
-    missing = [column for column in (*TEXT_COLUMNS, "messages") if column not in dataset.column_names]
+    missing = [column for column in (*TEXT_COLUMNS, "developer", "messages") if column not in dataset.column_names]
     if missing:
         raise FtlibError(f"the data set lacks {missing}; found columns {dataset.column_names}; rename or add them")
     if len(dataset) == 0:

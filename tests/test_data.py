@@ -16,7 +16,7 @@ def message(role: str, content: str | None = "something", thinking: str | None =
 
 
 def row(*messages: dict[str, str | None], **columns: str | None) -> dict[str, Any]:
-    texts = dict.fromkeys(data.TEXT_COLUMNS, "something") | columns
+    texts = dict.fromkeys((*data.TEXT_COLUMNS, "developer"), "something") | columns
     said = messages or (message("system"), message("user"), message("assistant", thinking="because"))
     return {**texts, "messages": list(said)}
 
@@ -44,7 +44,7 @@ def test_rows_with_and_without_system_message_and_of_several_turns_are_in_the_sc
     data.check_schema(Dataset.from_list([row(), row(*turn), row(message("system"), *turn, *turn)]))
 
 
-@pytest.mark.parametrize("column", [*data.TEXT_COLUMNS, "messages"])
+@pytest.mark.parametrize("column", [*data.TEXT_COLUMNS, "developer", "messages"])
 def test_a_missing_column_is_named(column: str) -> None:
     message = refusal(Dataset.from_list([row()]).remove_columns(column))
     assert f"lacks ['{column}']" in message
@@ -160,3 +160,7 @@ def test_another_language_is_asked_for_and_nothing_else_changes(sample: Dataset)
         unchanged = set(before) - {"messages", "reasoning_language"}
         assert {column: before[column] for column in unchanged} == {column: after[column] for column in unchanged}
         assert f"reasoning language: {before['reasoning_language']}\n" in before["messages"][0]["content"]
+
+
+def test_a_row_may_come_without_instructions() -> None:
+    data.check_schema(Dataset.from_list([row(), row(developer=""), row(developer=None)]))
