@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 BLOCKS = {
-    "experts": "mlp.experts",
-    "attention": "self_attn",
-    "router": "mlp.router",
+    "experts": ("mlp.experts",),
+    "attention": ("self_attn",),
+    "router": ("mlp.router",),
     "embeddings": ("embed_tokens", "lm_head"),
 }
 
@@ -58,7 +58,7 @@ def parameter_table(model: "nn.Module") -> "pd.DataFrame":
 
 def _block(name: str) -> str:
     for block, marks in BLOCKS.items():
-        if any(mark in name for mark in ([marks] if isinstance(marks, str) else marks)):
+        if any(mark in name for mark in marks):
             return block
     return "norms"
 
@@ -70,13 +70,12 @@ def adapted_expert_tensors(model: "PeftModel") -> list[str]:
         FtlibError: not every tensor named in the adapter's `target_parameters` is adapted.
     """
     wanted = list(getattr(model.peft_config[model.active_adapter], "target_parameters", None) or [])
-    wrapped = {
-        f"{path.split('.layers.')[-1].removesuffix('.base_layer')}.{module.parameter_name}"
+    # PEFT nests the wrappers of one module, so a path may carry `.base_layer`, even more than once.
+    adapted = {
+        f"{path.split('.layers.')[-1].replace('.base_layer', '')}.{module.parameter_name}"
         for path, module in model.named_modules()
         if hasattr(module, "parameter_name")
     }
-    # PEFT nests the wrappers of one module, so a path may carry `.base_layer` more than once.
-    adapted = {name.replace(".base_layer", "") for name in wrapped}
     missing = [name for name in wanted if name not in adapted]
     if missing:
         raise FtlibError(

@@ -110,7 +110,7 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
-    # Idle threads sleep instead of spinning: no slower alone, and several times faster on a busy CPU.
+    # Idle threads sleep instead of spinning: as fast on a quiet machine, and kinder to a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _silence_what_misleads()
     rank, local_rank, world_size = (
