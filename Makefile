@@ -9,12 +9,15 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys \
 	"metadata.papermill metadata.language_info.version cell.metadata.papermill"
 
+# A file's tests share what they prepare, so a file stays on one worker; and two workers with a thread each finish sooner.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test lint notebooks assets lock
+.PHONY: help walkthrough lab test test-slow lint notebooks assets lock
 
 help: ## list these targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 walkthrough: $(INSTALLED) ## run the five notebooks on the tiny profile and write the report
 	@$(BIN)/ftlib run --profile tiny
@@ -23,7 +26,10 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
 test: lint ## check style and types, then run all tests
-	@$(BIN)/pytest
+	@$(PYTEST)
+
+test-slow: $(INSTALLED) ## kill a training at twenty random moments and resume it each time: about fifteen minutes
+	@$(PYTEST) -m slow
 
 lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/ruff format --check
@@ -31,9 +37,12 @@ lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/mypy
 	@$(NBSTRIPOUT) --verify $(NOTEBOOKS)
 
-notebooks: $(INSTALLED) ## execute the committed notebooks in place, and renew the README's picture
+# In a copy of its own, or training would find that it was finished before and have nothing left to do.
+notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README's picture
+	@rm -rf outputs/committed && mkdir -p outputs/committed && cp -r notebooks requirements.lock outputs/committed
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-		--KernelManager.transport_encryption=auto $(NOTEBOOKS)
+		--KernelManager.transport_encryption=auto $(addprefix outputs/committed/,$(NOTEBOOKS))
+	@cp $(addprefix outputs/committed/,$(NOTEBOOKS)) notebooks
 	@$(NBSTRIPOUT) $(NOTEBOOKS)
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir outputs/pictures notebooks/05_push_and_infer.ipynb
 	@mkdir -p notebooks/images

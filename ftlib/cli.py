@@ -1,7 +1,8 @@
-"""The command line: `ftlib run`, `ftlib doctor` and `ftlib report`."""
+"""The command line: `ftlib run`, `ftlib push`, `ftlib doctor` and `ftlib report`."""
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftlib.errors import FtlibError
+from ftlib.redaction import redact
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
@@ -21,17 +23,27 @@ def run(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     nproc: Annotated[int, typer.Option(help="Processes that train together, one a GPU.")] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on with a training that was interrupted, or train again.")] = True,
 ) -> None:
     """Run notebooks headlessly; each executed one is kept in outputs/<profile>/notebooks."""
     from ftlib import report, runner
 
     # Of several ranks only the first speaks; what went wrong on another one comes as an error.
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
-    output_dir = runner.run(notebooks or [], profile, output_root, nproc, console)
+    output_dir = runner.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
         index = report.write(output_dir)
         console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False, soft_wrap=True)
         console.print(f"Report: {runner.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+    """Push a run's finished adapter to the Hub, as notebook 05 does; a push that failed may be repeated at any time."""
+    from ftlib import publish, start
+
+    session = start(profile, output_root)
+    print(publish.push(session.profile, session.adapter_dir, session.command("push")))
 
 
 @app.command()
@@ -42,7 +54,7 @@ def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
     session = start(profile, output_root)
     from ftlib import doctor
 
-    checks = doctor.report(session.profile)
+    checks = doctor.report(session.profile, session.output_dir)
     table = Table("check", "found", "verdict")
     for row in checks.itertuples(index=False):
         table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
@@ -66,7 +78,10 @@ def main() -> None:
     try:
         app()
     except FtlibError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redact(f"error: {error}"), file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
 
 

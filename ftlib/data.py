@@ -1,11 +1,16 @@
-"""The data set before training: is it in the published schema, how long are its rows, what is kept for measuring."""
+"""The data set before training: where it is, whether its rows can be trained on, and what is kept for measuring."""
 
 import json
+import os
 import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ftlib import datafiles
+from ftlib.conversations import COLUMNS, BadRow, reader
 from ftlib.errors import FtlibError
+from ftlib.profiles import Data
 from ftlib.rehearsal import HELD_OUT_FILE
 
 if TYPE_CHECKING:
@@ -13,56 +18,146 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-MESSAGE_FIELDS = {"content", "role", "thinking"}
-# `developer` may be empty: not every conversation has instructions.
-TEXT_COLUMNS = ("reasoning_language", "user", "analysis", "final")
+DROPPED = "dropped_rows.jsonl"
 
 
-def check_schema(dataset: "Dataset") -> None:
-    """Make sure that every row has the published schema, before anything is loaded that costs time or memory.
-
-    Args:
-        dataset: rows of reasoning_language, developer, user, analysis, final and messages[content, role, thinking].
+def source(settings: Data) -> dict[str, Any]:
+    """What `load_dataset` needs: the Hub's id and the commit, or the files on this machine.
 
     Raises:
-        FtlibError: naming the first row and field that is wrong, what was found and what was expected.
+        FtlibError: a local file is missing or cannot be read: which, at which line, and what to do.
     """
-    missing = [column for column in (*TEXT_COLUMNS, "developer", "messages") if column not in dataset.column_names]
-    if missing:
-        raise FtlibError(f"the data set lacks {missing}; found columns {dataset.column_names}; rename or add them")
+    if settings.is_local:
+        return datafiles.load_arguments(Path(settings.dataset))
+    return {"path": settings.dataset, "revision": settings.revision}
+
+
+class ReadRow(NamedTuple):
+    """A row of the data set, and what reading it came to.
+
+    Attributes:
+        file: the local file's name, or the data set's id on the Hub.
+        row: its number, counted from 1 in a file, and as `dataset[row]` counts for a data set on the Hub.
+        raw: the row as it is.
+        conversation: the same in the published schema; None for a bad row.
+        problem: what is wrong with a bad row.
+    """
+
+    file: str
+    row: int
+    raw: dict[str, Any]
+    conversation: dict[str, Any] | None
+    problem: BadRow | None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Where a bad row is and what is wrong with it."""
+        assert self.problem is not None
+        field, found, expected = self.problem.args
+        return {"file": self.file, "row": self.row, "field": field, "found": found, "expected": expected}
+
+
+def check(dataset: "Dataset", settings: Data) -> "pd.DataFrame":
+    """Look for rows that cannot be trained on, before anything is loaded that costs time or memory.
+
+    Args:
+        dataset: rows as `load_dataset` gives them, in one of the shapes that `conversations` accepts.
+        settings: where they come from, and what their columns hold.
+
+    Returns:
+        Columns file, row, field, found and expected, as in `ReadRow`: a row for each bad one, none where all is well.
+
+    Raises:
+        FtlibError: the columns have no accepted shape, or there are no rows.
+    """
+    import pandas as pd
+
+    told = [read.told for read in _read(dataset, settings) if read.problem]
+    return pd.DataFrame(told, columns=["file", "row", "field", "found", "expected"])
+
+
+def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Dataset":
+    """The rows as conversations in the published schema, whatever their shape was.
+
+    Accepted are that schema; `messages` alone, with or without `thinking`, or with `<think>…</think>` at the beginning
+    of a reply; `prompt` and `completion`, as texts or as lists of messages; and columns that `settings.columns` names.
+
+    Args:
+        dataset: rows as `load_dataset` gives them.
+        settings: with `on_bad_row` "drop", bad rows are left out and kept with the reasons.
+        output_dir: where they are kept, as `dropped_rows.jsonl`.
+
+    Returns:
+        Rows of reasoning_language ("" where none is asked for), developer, user, analysis, final and
+        messages[content, role, thinking].
+
+    Raises:
+        FtlibError: a row is bad and the profile says "stop", or all of them are.
+    """
+    read = list(_read(dataset, settings))
+    bad = [row for row in read if row.problem]
+    if bad and (settings.on_bad_row == "stop" or len(bad) == len(read)):
+        raise FtlibError(_first_of(bad, settings))
+    _keep_dropped(bad, output_dir / DROPPED)
+    if all(row.conversation == row.raw for row in read):
+        return dataset
+    return _in_published_schema([row.conversation for row in read if row.conversation])
+
+
+def _read(dataset: "Dataset", settings: Data) -> Iterator[ReadRow]:
+    """Every row with what is wrong with it; one that came before is wrong, too."""
     if len(dataset) == 0:
-        raise FtlibError("the data set has no rows; expected at least one")
-    for number, row in enumerate(dataset):
-        for column in TEXT_COLUMNS:
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise FtlibError(f"row {number}, {column}: found {row[column]!r}, expected text; mend or drop the row")
-        _check_messages(number, row["messages"])
+        raise FtlibError(f"{settings.shown} has no rows; expected at least one")
+    read = reader(dataset.column_names, settings.columns)
+    seen: dict[str, str] = {}
+    for (file, number), row in zip(_places(dataset, settings), dataset, strict=True):
+        try:
+            conversation = read(row)
+            earlier = seen.setdefault(json.dumps(conversation, sort_keys=True), f"row {number} of {file}")
+            if earlier != f"row {number} of {file}":
+                raise BadRow("the whole row", f"the same as {earlier}", "each conversation once")
+        except BadRow as problem:
+            yield ReadRow(file, number, row, None, problem)
+        else:
+            yield ReadRow(file, number, row, conversation, None)
 
 
-def _check_messages(number: int, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Roles in the order that the template expects, with text in each and reasoning in the reply."""
-    if not isinstance(messages, list) or any(set(message) < MESSAGE_FIELDS for message in messages):
-        raise FtlibError(
-            f"row {number}, messages: found {str(messages)[:80]}, expected a list of messages with "
-            f"{', '.join(sorted(MESSAGE_FIELDS))}; mend or drop the row"
-        )
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise FtlibError(
-            f"row {number}, messages: found roles {roles}, expected system (or none), then user and assistant in turn; "
-            "mend or drop the row"
-        )
-    for position, message in enumerate(messages):
-        if not (message["content"] or "").strip():
-            raise FtlibError(
-                f"row {number}, messages[{position}].content: found nothing, expected text; mend or drop the row"
-            )
-    if not (messages[-1]["thinking"] or "").strip():
-        raise FtlibError(
-            f"row {number}, messages[{len(messages) - 1}].thinking: found nothing, expected the reply's reasoning; "
-            "mend or drop the row"
-        )
+def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
+    """File and number of each row; of rows that are not all of the files', only their number among those given."""
+    if settings.is_local:
+        paths = datafiles.files(Path(settings.dataset))
+        places = [(path.name, number) for path in paths for number in range(1, datafiles.table(path).rows + 1)]
+        if len(places) == len(dataset):
+            return places
+    return [(settings.shown, number) for number in range(len(dataset))]
+
+
+def _first_of(bad: list[ReadRow], settings: Data) -> str:
+    first = bad[0].told
+    place = f"{first['file']}, row {first['row']}, {first['field']}"
+    others = f", as {len(bad) - 1} more rows are wrong" if len(bad) > 1 else ""
+    advice = (
+        "mend it" if settings.on_bad_row == "drop" else 'mend it, or leave such rows out with data.on_bad_row = "drop"'
+    )
+    return f"{place}: found {first['found']}, expected {first['expected']}; {advice}{others}"
+
+
+def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
+    """Write the rows that are left out, with the reasons, whole or not at all."""
+    path.unlink(missing_ok=True)
+    if bad:
+        unfinished = path.with_suffix(f".{os.getpid()}.part")  # each rank writes the same
+        lines = [json.dumps(row.told | {"record": row.raw}, ensure_ascii=False, default=str) for row in bad]
+        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+
+def _in_published_schema(rows: list[dict[str, Any]]) -> "Dataset":
+    from datasets import Dataset, Features, List, Value
+
+    text = Value("string")
+    message = {"content": text, "role": text, "thinking": text}
+    return Dataset.from_list(rows, features=Features(dict.fromkeys(COLUMNS[:-1], text) | {"messages": List(message)}))
 
 
 def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Dataset, Dataset]":
@@ -75,9 +170,14 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
         seed: decides which prompts are kept.
 
     Raises:
-        FtlibError: a shipped question is also in the data set, or the share keeps nothing or everything.
+        FtlibError: the shipped questions do not suit the data set, or the share keeps nothing or everything.
     """
     if held_out_share == 0:
+        if not any(dataset["reasoning_language"]):
+            raise FtlibError(
+                "no row asks for a reasoning language, which is what the shipped questions measure; set "
+                "data.held_out_share, to 0.1 say, to measure with the data set's own prompts"
+            )
         questions = held_out_questions()
         shared = set(dataset["user"]) & set(questions["user"])
         if shared:
@@ -121,6 +221,27 @@ def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "
     tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     characters = [len(text) for text in texts]
     return pd.DataFrame({"language": list(dataset["reasoning_language"]), "characters": characters, "tokens": tokens})
+
+
+def cut_rows(
+    lengths: "pd.DataFrame", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> "pd.DataFrame":
+    """The rows that training cuts, and what they lose.
+
+    Args:
+        lengths: what `token_lengths` gives for the same rows.
+        rows: conversations in the published schema.
+        tokenizer: as for `token_lengths`.
+        max_length: tokens that training keeps of a row.
+
+    Returns:
+        Index row; columns tokens, tokens_cut and text_cut, the end that is lost.
+    """
+    cut = lengths.loc[lengths["tokens"] > max_length, ["tokens"]].rename_axis("row")
+    texts = [str(tokenizer.apply_chat_template(rows[row]["messages"], tokenize=False)) for row in cut.index.tolist()]
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    lost = [str(tokenizer.decode(ids[max_length:])) for ids in tokens]
+    return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=lost)
 
 
 def ask_for_language(rows: "Dataset", language: str) -> "Dataset":

@@ -5,11 +5,12 @@ import sys
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.requirements import Requirement
 
-from ftlib import device
+from ftlib import device, hub_access
+from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 from ftlib.session import project_root
 
@@ -19,18 +20,33 @@ if TYPE_CHECKING:
 OK = "ok"
 LOCK = "requirements.lock"
 OUTPUT_BYTES = 1e9
-TIMEOUT_S = 5.0
+"""Room for what does not grow with the adapter: executed notebooks, trackio's files, records."""
+CHECKPOINTS = 3
+"""Two are kept while the next is written."""
 
 
 class Needs(NamedTuple):
-    """What a profile takes, in bytes: disk for downloads, and memory where it trains."""
+    """What a profile's model takes.
+
+    Attributes:
+        downloads: bytes on disk, where the Hub cannot be asked.
+        memory: bytes where it trains.
+        attention: weights of an adapter of rank 1 on all linear layers.
+        experts: weights of an adapter of rank 1 on the experts of one layer.
+    """
 
     downloads: float
     memory: float
+    attention: int
+    experts: int
 
 
 # The rehearsal peaks at 0.9 GB. gpt-oss-20b is 14 GB to download and 42 GB of bfloat16 in memory, on GPUs of 80 GB.
-NEEDS = {"float32": Needs(1e9, 2e9), "bfloat16": Needs(30e9, 80e9)}
+# Weights of an adapter are read off the shapes: for a matrix, its rows and its columns.
+NEEDS = {
+    "float32": Needs(1e9, 2e9, attention=3_584, experts=2_560),
+    "bfloat16": Needs(30e9, 80e9, attention=497_664, experts=460_800),
+}
 
 
 class Check(NamedTuple):
@@ -41,8 +57,12 @@ class Check(NamedTuple):
     verdict: str
 
 
-def report(profile: Profile) -> "pd.DataFrame":
+def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """Look at everything that the walkthrough needs; never asks, never raises for a machine that is not ready.
+
+    Args:
+        profile: what would be run.
+        output_dir: where the run would write.
 
     Returns:
         Columns check, found and verdict, which is "ok" or what to do.
@@ -51,8 +71,23 @@ def report(profile: Profile) -> "pd.DataFrame":
 
     needs = NEEDS[profile.model.dtype]
     checks = [_python(), _packages(), _device(profile), _memory(profile, needs)]
-    checks += [*_disk(profile, needs), _hub(profile), *_token(profile)]
+    checks += [*_disk(profile, output_dir), _hub(profile), *_token(profile)]
     return pd.DataFrame(checks, columns=list(Check._fields))
+
+
+def check_disk(profile: Profile, output_dir: Path) -> None:
+    """Make sure, before anything starts, that there is room for what a run will download and write.
+
+    Args:
+        profile: what will be run.
+        output_dir: where the run will write.
+
+    Raises:
+        FtlibError: a volume has too little room: how much, and for how much it must have.
+    """
+    for check in _disk(profile, output_dir):
+        if check.verdict != OK:
+            raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
 
 
 def _python() -> Check:
@@ -99,36 +134,72 @@ def _memory(profile: Profile, needs: Needs) -> Check:
     return Check("memory", _gb(memory), OK if memory >= needs.memory else advice)
 
 
-def _disk(profile: Profile, needs: Needs) -> list[Check]:
-    """Room for what is still to be downloaded, and for what the run writes; the two may be different disks."""
+def _disk(profile: Profile, output_dir: Path) -> list[Check]:
+    """Room for what is still to be downloaded and for what the run writes; where both go to one volume, for the sum."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE)
-    missing = max(OUTPUT_BYTES, needs.downloads - _downloaded(profile.hub.model))
-    volumes = {
-        "disk for downloads": (cache, missing, "or set HF_HOME to a larger local disk"),
-        "disk for outputs": (project_root(), OUTPUT_BYTES, "or name another place with --output-root"),
+    # A rehearsal keeps its downloads among its outputs.
+    cache = output_dir if profile.hub.endpoint == "rehearsal" else Path(constants.HF_HUB_CACHE)
+    folders = {"downloads": _existing(cache), "outputs": _existing(output_dir)}
+    needed = {"downloads": _to_download(profile), "outputs": _to_write(profile)}
+    otherwise = {
+        "downloads": "or set HF_HOME to a larger local disk",
+        "outputs": "or name another place with --output-root",
     }
     checks = []
-    for check, (folder, needed, otherwise) in volumes.items():
-        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
-        verdict = OK if free >= needed else f"make room for {_gb(needed)}, {otherwise}"
-        checks.append(Check(check, f"{_gb(free)} free", verdict))
+    for what, folder in folders.items():
+        beside = [other for other in folders if _volume(folders[other]) == _volume(folder)]
+        room, free = sum(needed[other] for other in beside), shutil.disk_usage(folder).free
+        verdict = f"make room for {_gb(room)} of {' and '.join(beside)}, {otherwise[what]}"
+        checks.append(Check(f"disk for {what}", f"{_gb(free)} free", OK if free >= room else verdict))
     return checks
 
 
-def _downloaded(model: str) -> int:
-    from huggingface_hub import scan_cache_dir
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _volume(folder: Path) -> int:
+    return folder.stat().st_dev
+
+
+def _to_download(profile: Profile) -> float:
+    """Bytes of the model that are not in the cache: by its files on the Hub or, where it cannot be asked, by NEEDS."""
+    from huggingface_hub import HfApi, constants
+
+    hub, size = profile.hub, NEEDS[profile.model.dtype].downloads
+    if hub.endpoint == constants.ENDPOINT:
+        try:
+            info = HfApi().model_info(
+                hub.model, revision=hub.model_revision, files_metadata=True, timeout=hub_access.TIMEOUT_S
+            )
+            # transformers loads what is at the top; the same weights lie in folders once more, for other programs.
+            size = sum(file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename)
+        except Exception:  # the row about the Hub says why
+            pass
+    return max(0, size - _downloaded(hub.model, hub.model_revision))
+
+
+def _downloaded(model: str, revision: str) -> int:
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        return sum(repo.size_on_disk for repo in scan_cache_dir().repos if repo.repo_id == model)
+        cached = [repo for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos if repo.repo_id == model]
     except CacheNotFound:
         return 0
+    return sum(found.size_on_disk for repo in cached for found in repo.revisions if found.commit_hash == revision)
+
+
+def _to_write(profile: Profile) -> float:
+    """Bytes of the adapter, for a moment twice, and of checkpoints with two optimizer values a weight; all float32."""
+    needs, lora = NEEDS[profile.model.dtype], profile.lora
+    weights = lora.r * (needs.attention + needs.experts * len(lora.expert_layers))
+    return OUTPUT_BYTES + 4 * weights * (2 + 3 * CHECKPOINTS)
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.0f} GB"
+    return f"{size / 1e9:.{0 if size >= 10e9 else 1}f} GB"
 
 
 def _hub(profile: Profile) -> Check:
@@ -139,7 +210,7 @@ def _hub(profile: Profile) -> Check:
     hub = profile.hub
     where = "a rehearsal Hub on this machine" if hub.endpoint == "rehearsal" else hub.endpoint
     try:
-        HfApi().model_info(hub.model, revision=hub.model_revision, timeout=TIMEOUT_S)
+        HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_access.TIMEOUT_S)
     except HfHubHTTPError as error:
         found = f"{where} answers {error.response.status_code} for {hub.model}"
         return Check("Hub", found, "check hub.model and hub.model_revision, and that your token may read it")
@@ -152,40 +223,18 @@ def _hub(profile: Profile) -> Check:
 def _token(profile: Profile) -> list[Check]:
     """Whose is the token, and may it write to the push target?"""
     from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
 
     token = get_token()
     if not token:
-        return [Check("token", "none", "run `hf auth login` in a terminal, or set HF_TOKEN, before notebook 5")]
+        return [Check("token", "none", f"{hub_access.LOG_IN}, before notebook 4")]
     try:
-        status, account = _whoami(token)
+        account = hub_access.whoami(token)
+    except HfHubHTTPError as error:
+        found = f"found; the Hub answers {error.response.status_code} to it"
+        return [Check("token", found, "run `hf auth login` with a new one")]
     except Exception:  # the row about the Hub says why
         return [Check("token", "found", "it can be checked once the Hub is within reach")]
-    if status != HTTPStatus.OK:
-        return [Check("token", f"found; the Hub answers {status} to it", "run `hf auth login` with a new one")]
-    owner, _, name = profile.hub.push_target.rpartition("/")
-    target = f"{owner or account['name']}/{name}"
-    advice = "use a token that may write there, or change hub.push_target"
-    return [
-        Check("token", f"of account {account['name']}", OK),
-        Check("push target", target, OK if _may_write(account, target) else advice),
-    ]
-
-
-def _whoami(token: str) -> tuple[int, dict[str, Any]]:
-    """The Hub's status and what it knows of a token; huggingface_hub's own `whoami` would wait for it forever."""
-    from huggingface_hub import constants, get_session
-
-    headers = {"Authorization": f"Bearer {token}"}
-    response = get_session().get(f"{constants.ENDPOINT}/api/whoami-v2", headers=headers, timeout=TIMEOUT_S)
-    return response.status_code, response.json() if response.is_success else {}
-
-
-def _may_write(account: dict[str, Any], target: str) -> bool:
-    owner = target.split("/")[0]
-    token = account.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "fineGrained":
-        scopes = token.get("fineGrained", {}).get("scoped", [])
-        writable = {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
-        return bool(writable & {owner, target})
-    organisations = [found["name"] for found in account.get("orgs", []) if found.get("roleInOrg") != "read"]
-    return token.get("role") == "write" and owner in (account["name"], *organisations)
+    target = hub_access.target(profile.hub, account)
+    verdict = OK if hub_access.may_write(account, target) else hub_access.ADVICE[HTTPStatus.FORBIDDEN]
+    return [Check("token", f"of account {account['name']}", OK), Check("push target", target, verdict)]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label that the loss skips: such a token is read by the model, but not trained on."""
 
-_MARKERS = r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call)\|>"
-_MARKER_RUN = re.compile(rf"(?P<marker>{_MARKERS})(?P=marker)*")
+MARKERS = r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call)\|>"
+_MARKER_RUN = re.compile(rf"(?P<marker>{MARKERS})(?P=marker)*")
 _MESSAGE = re.compile(
     r"""(?=<\|(?:start|channel|message)\|>)
     (?:<\|start\|>(?P<role>[^<]*))?

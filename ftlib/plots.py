@@ -16,11 +16,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.patches import Circle, FancyBboxPatch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from ftlib.errors import FtlibError
-
-Shares = Mapping[str, float] | pd.DataFrame
 
 # Okabe and Ito's palette: its colours stay apart for colour-blind eyes.
 LANGUAGE_COLOURS = {
@@ -35,6 +34,8 @@ BEFORE, AFTER = "#AEB5BD", "#5B3A9B"
 _BEFORE_FILL, _AFTER_FILL = "#EDEFF2", "#E4DCF5"
 _INK, _RULE = "#24292F", "#D0D7DE"
 _SMALL = 9.0
+# White around the line keeps it visible on a dark bar.
+_INTERVAL = {"ecolor": _INK, "path_effects": [withStroke(linewidth=3, foreground="white")]}
 
 _NOTEBOOKS = (
     ("01_setup", "Is this machine ready?", "a checked\nmachine"),
@@ -245,39 +246,63 @@ def _logged_steps(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
     return steps
 
 
-def agreement(before: Shares, after: Shares | None, n: Mapping[str, int], ax: Axes | None = None) -> Axes:
-    """Draw how often the reasoning uses the language asked for, before and after training.
+def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+    """Draw how often the reasoning uses the language asked for, before and after training, with 95% intervals.
 
     Args:
-        before: Columns `language` and `agreement` (a share from 0 to 1), as `evaluation.by_language` gives them; or a
-            mapping or Series from language to share.
+        before: Columns `language`, `questions`, `agreement`, `low` and `high` (shares from 0 to 1), as
+            `evaluation.by_language` gives them; languages without an agreement are left out. No rows, no bars.
         after: The same after training; None to draw the baseline alone.
-        n: Replies that each share counts.
         ax: Axes to draw on; None for a figure of its own.
 
     Raises:
-        FtlibError: If `before`, `after` and `n` do not name the same languages.
+        FtlibError: If `before` and `after` do not name the same languages.
     """
     series = {"before": before} if after is None else {"before": before, "after": after}
-    shares = {what: _by_language(data) for what, data in series.items()}
-    names = _same_languages({**shares, "n": dict(n)})
-    ax = _axes(ax)
+    shares = {what: _measured(table) for what, table in series.items()}
+    names = _same_languages(shares)
+    ax = _axes(ax, width=max(6.2, 1.1 * len(names)))
+    if not names:
+        _write(
+            ax,
+            0.5,
+            0.5,
+            "no row asks for a reasoning language\nthat can be identified",
+            transform=ax.transAxes,
+        )
     width = 0.8 / len(shares)
-    for number, (what, values) in enumerate(shares.items()):
+    for number, (what, table) in enumerate(shares.items()) if names else ():
+        agreed, low, high = (100 * table.loc[names, column].to_numpy() for column in ("agreement", "low", "high"))
         places = np.arange(len(names)) + (number - (len(shares) - 1) / 2) * width
-        heights = [100 * values[name] for name in names]
-        bars = ax.bar(places, heights, width * 0.94, label=what, color=(BEFORE, AFTER)[number])
-        _label_bars(ax, bars, [f"{height:.0f}%" for height in heights])
-    _frame_agreement(ax, [f"{name}\nn = {n[name]}" for name in names])
+        bars = ax.bar(
+            places,
+            agreed,
+            width * 0.94,
+            yerr=[agreed - low, high - agreed],
+            error_kw=_INTERVAL,
+            label=what,
+            color=(BEFORE, AFTER)[number],
+        )
+        _label_bars(ax, bars, [f"{share:.0f}%" for share in agreed])
+    counts = shares["before"].loc[names, "questions"].to_list()
+    _frame_agreement(ax, [f"{name}\nn = {count:.0f}" for name, count in zip(names, counts, strict=True)])
     return ax
 
 
-def _same_languages(series: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    names = _in_order(series["before"])
-    for what, values in series.items():
-        if set(values) != set(names):
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    """The shares that were measured, by language; a table read from JSON may hold None, or nothing at all."""
+    columns = ["questions", "agreement", "low", "high"]
+    by_language = table.reindex(columns=["language", *columns]).set_index("language")
+    return by_language.astype(float).dropna(subset=["agreement"])
+
+
+def _same_languages(shares: Mapping[str, pd.DataFrame]) -> list[str]:
+    names = _in_order(shares["before"].index)
+    for what, table in shares.items():
+        if set(table.index) != set(names):
+            found = ", ".join(_in_order(table.index)) or "no language"
             raise FtlibError(
-                f"Found {', '.join(_in_order(values))} in `{what}`; expected {', '.join(names)}, as in `before`: "
+                f"Found {found} in `{what}`; expected {', '.join(names) or 'none'}, as in `before`: "
                 "measure the same languages each time."
             )
     return names
@@ -292,7 +317,7 @@ def _frame_agreement(ax: Axes, tick_labels: Sequence[str]) -> None:
     for height in (0, 100):
         ax.axhline(height, color=_RULE, linewidth=1, zorder=0)
     ax.set(title="Does the reasoning use the language asked for?", ylabel="share of replies")
-    if len(ax.containers) > 1:
+    if len(ax.containers) > 2:  # of bars and of their intervals, before and after
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
 
 
@@ -317,9 +342,9 @@ def adapter_size(base_bytes: int, adapter_bytes: int, ax: Axes | None = None) ->
     return ax
 
 
-def _axes(ax: Axes | None, height: float = 3.0) -> Axes:
+def _axes(ax: Axes | None, height: float = 3.0, width: float = 6.2) -> Axes:
     if ax is None:
-        _, ax = plt.subplots(figsize=(6.2, height), layout="constrained")
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -350,12 +375,6 @@ def _label_bars(ax: Axes, bars: BarContainer, labels: Sequence[str]) -> None:
     # The white behind a label keeps a grid line from crossing it out.
     backing = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     ax.bar_label(bars, labels, padding=3, fontsize=_SMALL, color=_INK, bbox=backing)
-
-
-def _by_language(data: Shares) -> dict[str, float]:
-    if isinstance(data, pd.DataFrame):
-        return dict(zip(data["language"], data["agreement"], strict=True))
-    return dict(data)
 
 
 def _in_order(languages: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.errors import FtlibError
+from ftlib.redaction import redact
 
 
 def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
@@ -12,7 +13,8 @@ def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{notebook}.json"
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = redact(json.dumps(values, indent=2, ensure_ascii=False))
+    unfinished.write_text(text + "\n", encoding="utf-8")
     return unfinished.replace(path)
 
 

@@ -13,12 +13,16 @@ from ftlib import records
 from ftlib.errors import FtlibError
 from ftlib.runner import NOTEBOOKS
 
-# What the index shows of the records: label, notebook, key, how to write the value.
+# What the index shows of the records: label, notebook, key ("after.loss" lies inside "after"), how to write the value.
 RESULTS = (
-    ("Reasons in the language asked for, before training", "03_load_model", "language_agreement", "{:.1%}"),
-    ("Reasons in the language asked for, after training", "05_push_and_infer", "language_agreement_after", "{:.1%}"),
-    ("Answers exactly as the reference, after training", "05_push_and_infer", "final_exact_after", "{:.1%}"),
-    ("Held-out questions", "03_load_model", "held_out_rows", "{:,}"),
+    ("Held-out questions", "03_load_model", "questions", "{:,}"),
+    ("Reasons in the language asked for, before training", "03_load_model", "agreement", "{:.1%}"),
+    ("Reasons in the language asked for, after training", "05_push_and_infer", "after.agreement", "{:.1%}"),
+    ("Answers exactly as the reference, before training", "03_load_model", "exact", "{:.1%}"),
+    ("Answers exactly as the reference, after training", "05_push_and_infer", "after.exact", "{:.1%}"),
+    ("Held-out loss, before training", "03_load_model", "loss", "{:.3f}"),
+    ("Held-out loss, after training", "05_push_and_infer", "after.loss", "{:.3f}"),
+    ("Replies cut at the token limit, after training", "05_push_and_infer", "after.unfinished", "{:,}"),
     ("Largest logit difference, merged against unmerged", "05_push_and_infer", "merged_max_logit_difference", "{:.1e}"),
     ("Updates", "04_train_lora", "global_step", "{:,}"),
     ("Mean training loss", "04_train_lora", "training_loss", "{:.4f}"),
@@ -51,10 +55,13 @@ def summary(output_dir: Path) -> str:
         FtlibError: the last notebook has not been run to its end.
     """
     record = records.read(output_dir / "records", "05_push_and_infer")
-    before, after = record["language_agreement_before"], record["language_agreement_after"]
+    before, after = record["before"], record["after"]
+    questions = f"on {after['questions']} held-out questions"
+    if after["agreement"] is None:  # no row asks for a language
+        return f"Held-out loss: {before['loss']:.3f} before → {after['loss']:.3f} after, {questions}"
     return (
-        f"Reasoning in the language asked for: {before:.0%} before → {after:.0%} after, "
-        f"on {record['held_out_rows']} held-out questions"
+        f"Reasoning in the language asked for: {before['agreement']:.0%} before → {after['agreement']:.0%} after, "
+        f"{questions}"
     )
 
 
@@ -152,7 +159,11 @@ def _value(output_dir: Path, notebook: str, key: str, pattern: str) -> str:
         record = records.read(output_dir / "records", notebook)
     except FtlibError:
         return "not run"
-    if key not in record:
-        return "not recorded"
-    value = record[key] / 1e9 if pattern.endswith("GB") else record[key]
-    return escape(pattern.format(value))
+    value: Any = record
+    for part in key.split("."):
+        if part not in value:
+            return "not recorded"
+        value = value[part]
+    if value is None:
+        return "not measured"
+    return escape(pattern.format(value / 1e9 if pattern.endswith("GB") else value))

@@ -6,6 +6,7 @@ which inherits RANK, LOCAL_RANK and WORLD_SIZE, so that `Trainer` trains them to
 
 import contextlib
 import difflib
+import itertools
 import json
 import logging
 import os
@@ -19,43 +20,70 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ftlib import profiles
+from ftlib import doctor, profiles
 from ftlib.errors import FtlibError
+from ftlib.redaction import redact
 from ftlib.session import project_root
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
 TRAINING = "04_train_lora"
+LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
 
 
-def run(notebooks: Sequence[str], profile: str, output_root: str, processes: int, console: Console) -> Path:
+def run(
+    notebooks: Sequence[str], profile: str, output_root: str, processes: int, resume: bool, console: Console
+) -> Path:
     """Execute notebooks in the given order; none given means all five.
+
+    A training that was interrupted goes on. All five do not overwrite a run that they have finished: they go to a new
+    folder.
 
     Args:
         notebooks: names or paths of notebooks.
         profile: a shipped profile's name or the path of a `.toml` file.
         output_root: parent of the run's folder; a relative path is taken from the project's folder.
         processes: how many processes train together, one a GPU.
+        resume: False trains again from the first update, in place of what is there.
         console: where a line is printed for each notebook.
 
     Returns:
         The run's folder. Each executed notebook is in its `notebooks/`, also when it failed.
 
     Raises:
-        FtlibError: a name is unknown, `processes` makes no sense, or a cell failed, which is then named with the cause.
+        FtlibError: a name is unknown, `processes` makes no sense, the disk has too little room, or a cell failed, which
+            is then named with the cause.
     """
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
     _check_processes(names, processes)
-    output_dir = project_root() / output_root / profiles.load(profile).name
+    loaded = profiles.load(profile)
+    if not notebooks and resume:
+        output_root = _unfinished_root(output_root, loaded.name, console)
+    output_dir = project_root() / output_root / loaded.name
+    doctor.check_disk(loaded, output_dir)
     if profile.endswith(".toml"):
         profile = os.path.relpath(profile, project_root())  # the kernels' working folder
     parameters = {"profile": profile, "output_root": output_root}
     for name in names:
         with _progress(name, console):
             if name == TRAINING and processes > 1:
-                _launch(parameters, processes)
+                _launch(parameters, processes, resume)
             else:
-                _execute(name, parameters, output_dir / "notebooks")
+                own = {"resume": resume} if name == TRAINING else {}
+                _execute(name, parameters | own, output_dir / "notebooks")
     return output_dir
+
+
+def _unfinished_root(output_root: str, run_name: str, console: Console) -> str:
+    """Where a whole run goes: the given place, or a new one beside it for as long as a finished run is there."""
+    roots = itertools.chain([output_root], (f"{output_root}/run-{number}" for number in itertools.count(2)))
+    free = next(root for root in roots if not (project_root() / root / run_name / "records" / LAST_RECORD).is_file())
+    if free != output_root:
+        console.print(
+            f"{output_root}/{run_name} holds a finished run, which stays: this one goes to {free}/{run_name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return free
 
 
 def shown(path: Path) -> str:
@@ -98,12 +126,13 @@ def _progress(name: str, console: Console) -> Iterator[None]:
         console.print(f"{name:<20}{mark} {time.monotonic() - started:4.0f} s", highlight=False)
 
 
-def _launch(parameters: dict[str, str], processes: int) -> None:
+def _launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
     """Run this very command once a rank, under torchrun."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
         *("-m", "ftlib.cli", "run", TRAINING),
         *("--profile", parameters["profile"], "--output-root", parameters["output_root"]),
+        "--resume" if resume else "--no-resume",
     ]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
@@ -115,7 +144,7 @@ def _launch(parameters: dict[str, str], processes: int) -> None:
         raise FtlibError(said[0] if said else f"torchrun ended with exit code {result.returncode}: … {last_words}")
 
 
-def _execute(name: str, parameters: dict[str, str], folder: Path) -> None:
+def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
     """Execute one notebook in this process's rank, and keep it; of a rank other than 0 only a failure is kept."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -127,6 +156,7 @@ def _execute(name: str, parameters: dict[str, str], folder: Path) -> None:
         raise FtlibError(f"found no notebooks/{name}.ipynb; run this in the project's folder")
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / (f"{name}.rank{rank}.ipynb" if rank else f"{name}.ipynb")
+    _keep_no_secrets()
     try:
         # papermill writes both paths into the notebook, so they are given as seen from the project's folder.
         with contextlib.chdir(root):
@@ -137,6 +167,14 @@ def _execute(name: str, parameters: dict[str, str], folder: Path) -> None:
         raise FtlibError(f"{_place(name, kept)}: {error} (out of memory?); see {shown(kept)}") from None
     if rank:
         kept.unlink()
+
+
+def _keep_no_secrets() -> None:
+    """Let every notebook that papermill writes, while it runs and when it stops, pass `redact`."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    files = papermill_io.get_handler("local")
+    files.write = lambda notebook, path: LocalHandler.write(files, redact(notebook), path)
 
 
 def _kernel() -> dict[str, Any]:

@@ -5,16 +5,23 @@ It runs before any Hugging Face library is imported, because those read their se
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftlib import profiles, records
+from ftlib import parameters, profiles, records, redaction
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 
+OUTPUT_ROOT = "outputs"
+CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
+# Seconds in which nothing moves, not those of a whole transfer, which may take its time on a slow line. Being connected
+# takes well under a second. A commit is answered within several, and the answer is waited for once the system has taken
+# over the last byte, which may still have to go out. Downloads of files have a limit of their own, 10 s.
+HUB_PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
 HUB_VARIABLES = ("HF_", "HUGGING", "_HF_")
 
 
@@ -24,7 +31,9 @@ class Session:
 
     Attributes:
         profile: the resolved profile.
+        profile_argument: the profile as it was asked for, a shipped name or the path of a `.toml` file.
         project_root: the folder that paths are shown relative to.
+        output_root: parent of `output_dir`, as it was asked for.
         output_dir: everything that this run writes.
         rank: this process among `world_size`; rank 0 alone records, saves and pushes.
         local_rank: this process among those of its machine, and the index of its GPU.
@@ -32,13 +41,15 @@ class Session:
     """
 
     profile: Profile
+    profile_argument: str
     project_root: Path
+    output_root: str
     output_dir: Path
     hub_url: str
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    _servers: list[Any] = field(default_factory=list, repr=False)
+    _held: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -58,11 +69,41 @@ class Session:
         return self.output_dir / "adapter"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        """Where training leaves what it needs to go on after an interruption."""
+        return self.output_dir / "checkpoints"
+
+    def command(self, verb: str) -> str:
+        """The command line that does something for this run, to be copied into a terminal in the project's folder."""
+        script = Path(sys.executable).with_name("ftlib")
+        program = self.relative(script) if script.is_relative_to(self.project_root) else "ftlib"
+        output_root = [] if self.output_root == OUTPUT_ROOT else ["--output-root", self.output_root]
+        return shlex.join([program, *verb.split(), "--profile", self.profile_argument, *output_root])
+
+    @property
     def device_map(self) -> str | dict[str, int]:
         """Where the model goes: the profile's choice for one process, one GPU with a whole copy for each of several."""
         if self.world_size > 1 and self.profile.model.device_map != "cpu":
             return {"": self.local_rank}
         return self.profile.model.device_map
+
+    def claim_training(self) -> None:
+        """Make sure that no other process trains in this run's folder, until this one ends.
+
+        Raises:
+            FtlibError: another one does.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.output_dir / "training.lock", is_singleton=True)  # a cell may be run twice
+        try:
+            lock.acquire(timeout=CLAIM_TIMEOUT_S)
+        except Timeout:
+            raise FtlibError(
+                f"another process is training in {self.relative(self.output_dir)}/; wait for it, end it, or name "
+                "another output_root"
+            ) from None
+        self._held.append(lock)
 
     def record(self, notebook: str, **values: Any) -> None:
         """Keep what a notebook measured, on rank 0."""
@@ -85,7 +126,7 @@ class Session:
 _current: Session | None = None
 
 
-def start(profile: str | Path | Profile, output_root: str | Path = "outputs") -> Session:
+def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) -> Session:
     """Prepare a notebook's kernel for a profile; calling it again with the same profile changes nothing.
 
     Args:
@@ -96,6 +137,8 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
         FtlibError: the profile is wrong, or this kernel already serves another one.
     """
     global _current
+    redaction.guard_kernel()
+    parameters.check(_executed_cells())
     wanted = profile if isinstance(profile, Profile) else profiles.load(profile)
     root = project_root()
     output_dir = root / output_root / wanted.name
@@ -106,7 +149,12 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
                 f"{_current.relative(_current.output_dir)}; restart it to change either"
             )
         return _current
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FtlibError(
+            f"output_root = {str(output_root)!r}: no folder can be made there ({error.strerror}); name another place"
+        ) from None
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
@@ -116,11 +164,25 @@ def start(profile: str | Path | Profile, output_root: str | Path = "outputs") ->
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
-    session = Session(wanted, root, output_dir, hub_url, rank, local_rank, world_size, servers)
+    asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
+    if asked_for.endswith(".toml"):
+        asked_for = os.path.relpath(asked_for, root)
+    session = Session(
+        wanted, asked_for, root, str(output_root), output_dir, hub_url, rank, local_rank, world_size, servers
+    )
+    _limit_waiting()
     if session.is_main:
         (output_dir / "profile.json").write_text(wanted.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _current = session
     return session
+
+
+def _executed_cells() -> list[str]:
+    """What ran in this kernel so far; nothing outside a notebook."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    return list(shell.user_ns["In"]) if shell else []
 
 
 def project_root() -> Path:
@@ -148,6 +210,20 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     hub.start()
     _rehearse_in_isolation(hub.endpoint, hub.token, output_dir / "huggingface")
     return hub.endpoint, [hub]
+
+
+def _limit_waiting() -> None:
+    """Have huggingface_hub give up on a connection that has stalled; by itself it waits for an answer forever."""
+    import httpx2
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limited_client() -> httpx2.Client:
+        client = default_client_factory()
+        client.timeout = httpx2.Timeout(**HUB_PATIENCE_S)
+        return client
+
+    set_client_factory(limited_client)
 
 
 def _silence_what_misleads() -> None:

@@ -211,3 +211,15 @@ def run_python(project: Path) -> Callable[..., Any]:
         return json.loads(result.stdout.splitlines()[-1])
 
     return run
+
+
+def write_notebook(project: Path, name: str, *cells: str) -> None:
+    """Write a small notebook in place of a real one, to be run by `ftlib run`."""
+    import nbformat
+
+    defaults = 'profile = ""\noutput_root = ""\nresume = True'
+    parameters = nbformat.v4.new_code_cell(defaults, metadata={"tags": ["parameters"]})
+    title = nbformat.v4.new_markdown_cell(f"# {name}")
+    notebook = nbformat.v4.new_notebook(cells=[title, parameters, *map(nbformat.v4.new_code_cell, cells)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from ftlib import device, doctor, profiles
+from ftlib import device, doctor, hub_access, profiles
+from ftlib.errors import FtlibError
 from ftlib.rehearsal.hub import RehearsalHub
 
 TOKEN = "hf_" + "q" * 30
@@ -44,11 +45,12 @@ def rehearsal(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehear
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A Hub that answers every path with `status` and, to whoami, with `account`."""
-    answer: dict[str, Any] = {"status": 200, "account": {}}
+    answer: dict[str, Any] = {"status": 200, "account": {}, "siblings": []}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(answer["account"] if "whoami" in self.path else {"id": "a/b", "siblings": []}).encode()
+            model = {"id": "a/b", "siblings": answer["siblings"], "private": True}
+            body = json.dumps(answer["account"] if "whoami" in self.path else model).encode()
             self.send_response(answer["status"])
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -78,7 +80,7 @@ def scope(name: str, *permissions: str) -> dict[str, Any]:
 def rows(profile: str = "tiny", **changes: Any) -> dict[str, doctor.Check]:
     loaded = profiles.load(profile)
     hub = loaded.hub.model_copy(update=changes)
-    frame = doctor.report(loaded.model_copy(update={"hub": hub}))
+    frame = doctor.report(loaded.model_copy(update={"hub": hub}), Path("outputs").absolute())
     assert list(frame.columns) == ["check", "found", "verdict"]
     return {row[0]: doctor.Check(*row) for row in frame.itertuples(index=False)}
 
@@ -96,22 +98,108 @@ def test_a_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path) -> None:
     assert str(machine) not in str(found)
 
 
-def test_the_20b_profile_asks_for_a_gpu_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def volumes(machine: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Free bytes of two volumes, one for the cache and one for the rest; a test may change them."""
+    free = {"cache": 12e9, "rest": 12e9}
+    (machine / "cache/hub").mkdir(parents=True)
+    monkeypatch.setattr(doctor, "_volume", lambda folder: hash(named(folder)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(50e9, 38e9, free[named(folder)]))
+
+    def named(folder: Path) -> str:
+        return "cache" if folder.is_relative_to(machine / "cache") else "rest"
+
+    return free
+
+
+def test_the_20b_profile_asks_for_a_gpu_memory_and_disk(
+    monkeypatch: pytest.MonkeyPatch, volumes: dict[str, float]
+) -> None:
     monkeypatch.setattr(device, "gpus", lambda: 0)
     monkeypatch.setattr(device, "memory_bytes", lambda use_cpu: 25e9)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(50e9, 38e9, 12e9))
     found = rows("gpt-oss-20b")
     assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
     assert (found["memory"].found, found["memory"].verdict[:5]) == ("25 GB", "80 GB")
     assert found["disk for downloads"].found == "12 GB free"
-    assert found["disk for downloads"].verdict.startswith("make room for 30 GB")
+    assert found["disk for downloads"].verdict.startswith("make room for 30 GB of downloads, or set HF_HOME")
     assert found["disk for outputs"].verdict == "ok"
 
 
-def test_what_is_downloaded_already_needs_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(50e9, 38e9, 12e9))
-    monkeypatch.setattr(doctor, "_downloaded", lambda model: {"openai/gpt-oss-20b": 20_000_000_000}[model])
+def test_what_is_downloaded_already_needs_no_more_room(
+    monkeypatch: pytest.MonkeyPatch, volumes: dict[str, float]
+) -> None:
+    revision = profiles.load("gpt-oss-20b").hub.model_revision
+    cached = {("openai/gpt-oss-20b", revision): 20_000_000_000}
+    monkeypatch.setattr(doctor, "_downloaded", lambda model, revision: cached[model, revision])
     assert rows("gpt-oss-20b")["disk for downloads"].verdict == "ok"
+
+
+def test_only_the_pinned_revision_counts_as_downloaded(machine: Path) -> None:
+    snapshot = machine / "cache/hub/models--openai--gpt-oss-20b/snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(bytes(1234))
+    assert doctor._downloaded("openai/gpt-oss-20b", "a" * 40) == 1234
+    assert doctor._downloaded("openai/gpt-oss-20b", "b" * 40) == 0
+    assert doctor._downloaded("openai/gpt-oss-120b", "a" * 40) == 0
+
+
+def test_where_the_hub_can_be_asked_the_models_own_size_counts(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published repository holds the weights three times; two of them are in folders and not for transformers."""
+    hub["siblings"] = [
+        {"rfilename": "model-00000-of-00002.safetensors", "size": 4_800_000_000},
+        {"rfilename": "config.json", "size": 1_806},
+        {"rfilename": "original/model.safetensors", "size": 13_800_000_000},
+        {"rfilename": "metal/model.bin", "size": 13_800_000_000},
+    ]
+    profile = profiles.load("gpt-oss-20b")
+    assert doctor._to_download(profile) == doctor.NEEDS["bfloat16"].downloads, "this process speaks to another Hub"
+    ours = profile.hub.model_copy(update={"endpoint": constants.ENDPOINT})
+    profile = profile.model_copy(update={"hub": ours})
+    assert doctor._to_download(profile) == 4_800_001_806
+    monkeypatch.setattr(doctor, "_downloaded", lambda model, revision: 4_000_000_000)
+    assert doctor._to_download(profile) == 800_001_806
+    hub["status"] = 503
+    assert doctor._to_download(profile) == doctor.NEEDS["bfloat16"].downloads - 4_000_000_000
+
+
+def test_one_volume_must_hold_the_sum(machine: Path, volumes: dict[str, float]) -> None:
+    profile = profiles.load("gpt-oss-20b")
+    volumes |= {"cache": 30.5e9, "rest": 2e9}
+    doctor.check_disk(profile, machine / "outputs")
+    volumes["cache"] = 29e9
+    with pytest.raises(FtlibError, match=r"^disk for downloads: found 29 GB free, expected more; make room for 30 GB"):
+        doctor.check_disk(profile, machine / "outputs")
+    volumes |= {"cache": 31e9, "rest": 0.9e9}
+    with pytest.raises(
+        FtlibError, match=r"^disk for outputs: found 0.9 GB free, .* 1.7 GB of outputs, or name another"
+    ):
+        doctor.check_disk(profile, machine / "outputs")
+    volumes["cache"] = 30.5e9
+    with pytest.raises(FtlibError, match=r"make room for 32 GB of downloads and outputs, or set HF_HOME"):
+        doctor.check_disk(profile, machine / "cache/outputs")
+    volumes["cache"] = 33e9
+    doctor.check_disk(profile, machine / "cache/outputs")
+
+
+def test_a_rehearsals_downloads_lie_among_its_outputs(machine: Path, volumes: dict[str, float]) -> None:
+    volumes |= {"cache": 0, "rest": 2.1e9}
+    doctor.check_disk(profiles.load("tiny"), machine / "outputs")
+    volumes["rest"] = 1.9e9
+    with pytest.raises(FtlibError, match="downloads and outputs"):
+        doctor.check_disk(profiles.load("tiny"), machine / "outputs")
+
+
+@pytest.mark.parametrize("name", profiles.shipped())
+def test_what_is_written_grows_with_the_adapter(name: str) -> None:
+    """The seed's adapter has 15,040,512 weights: 60 MB, and 180 MB with what the optimizer keeps."""
+    profile = profiles.load(name)
+    weights = {"gpt-oss-20b": 15_040_512, "tiny": 110_592}[name]
+    assert doctor._to_write(profile) == 1e9 + weights * 4 * (2 + 3 * 3)
+    larger = profile.lora.model_copy(update={"r": 8 * profile.lora.r})
+    more = doctor._to_write(profile.model_copy(update={"lora": larger})) - doctor.OUTPUT_BYTES
+    assert more == 8 * (doctor._to_write(profile) - doctor.OUTPUT_BYTES)
 
 
 def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +230,7 @@ def test_without_a_network_the_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(hub_access, "TIMEOUT_S", 0.2)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

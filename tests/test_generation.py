@@ -4,9 +4,11 @@ import copy
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
-from ftlib.generation import generate_replies, generate_reply
+from ftlib.generation import generate_replies, generate_reply, score_replies
 from ftlib.harmony import Reply
 
 LONG_ENOUGH = 80
@@ -107,3 +109,89 @@ def test_the_tokenizer_is_left_as_it_was(base_model: GptOssForCausalLM, tokenize
     generate_replies(base_model, mine, [[{"role": "user", "content": text}] for text in ("Hello", "Hello again")], 1)
     assert mine.padding_side == "right", "training pads on the right"
     assert len(mine("Hello again")["input_ids"]) == len(tokenizer("Hello again")["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def answered(sample_rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Conversations that end with a reply: the second has several turns, the third no reasoning anywhere."""
+    several_turns = next(row["messages"] for row in sample_rows if len(row["messages"]) > 3)
+    silent = [{**message, "thinking": None} for message in several_turns]
+    return [sample_rows[0]["messages"], several_turns, silent]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_prompt_begins_its_rendered_conversation(
+    tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]], position: int
+) -> None:
+    """What comes after it is the reply: its reasoning, where there is some, its answer and the token that ends it."""
+    messages = answered[position]
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert whole[: len(prompt)] == prompt
+    answer = f"<|channel|>final<|message|>{messages[-1]['content']}<|return|>"
+    thought = f"<|channel|>analysis<|message|>{messages[-1]['thinking']}<|end|><|start|>assistant"
+    assert tokenizer.decode(whole[len(prompt) :]) == (thought if messages[-1]["thinking"] else "") + answer
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_score_is_the_cross_entropy_of_the_replys_tokens(
+    base_model: GptOssForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    answered: list[list[dict[str, Any]]],
+    position: int,
+) -> None:
+    messages = answered[position]
+    start = len(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"])
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logits = base_model(ids).logits[0, start - 1 : -1]
+    targets = ids[0, start:]
+    score = score_replies(base_model, tokenizer, answered)[position]
+    assert score.tokens == len(targets)
+    assert score.loss == pytest.approx(float(cross_entropy(logits, targets)), abs=1e-4)
+    assert score.correct_tokens == int((logits.argmax(dim=-1) == targets).sum())
+
+
+def test_logits_are_computed_for_the_replys_tokens_alone(
+    model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]]
+) -> None:
+    computed = []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: computed.append(tuple(logits.shape)))
+    scores = score_replies(model, tokenizer, answered)
+    assert computed == [(score.tokens, len(tokenizer)) for score in scores]
+
+
+def test_a_half_precise_model_is_scored_in_float32(
+    model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]]
+) -> None:
+    exact = score_replies(model, tokenizer, answered)
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16())
+    rounded = score_replies(model, tokenizer, answered)
+    assert [score.loss for score in rounded] == pytest.approx([score.loss for score in exact], abs=2e-3)
+
+
+def test_an_adapted_model_is_scored_as_it_is(
+    model: GptOssForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    with_adapter: Any,
+    answered: list[list[dict[str, Any]]],
+) -> None:
+    before = score_replies(model, tokenizer, answered)
+    adapted = with_adapter(model).eval()
+    assert [score.loss for score in score_replies(adapted, tokenizer, answered)] == pytest.approx(
+        [score.loss for score in before], abs=1e-5
+    ), "a fresh LoRA changes nothing"
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.1)
+    changed = score_replies(adapted, tokenizer, answered)
+    assert all(abs(one.loss - two.loss) > 1e-2 for one, two in zip(before, changed, strict=True))
+
+
+def test_scoring_leaves_the_tokenizer_and_the_model_as_they_were(
+    base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]]
+) -> None:
+    mine = copy.deepcopy(tokenizer)
+    mine.padding_side = "left"
+    assert score_replies(base_model, mine, answered) == score_replies(base_model, tokenizer, answered)
+    assert mine.padding_side == "left"

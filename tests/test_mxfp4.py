@@ -5,7 +5,6 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -240,7 +239,8 @@ def test_assets_are_small_and_hold_no_pickle() -> None:
 
 
 def test_tiny_profile_pins_what_is_shipped() -> None:
-    tiny: Any = profiles.load("tiny").hub
-    assert (tiny.model, tiny.dataset) == (hub.MODEL_ID, hub.DATASET_ID)
+    profile = profiles.load("tiny")
+    tiny, data = profile.hub, profile.data
+    assert (tiny.model, data.dataset) == (hub.MODEL_ID, hub.DATASET_ID)
     assert tiny.model_revision == hub.model_revision(), "write the new revision into tiny.toml"
-    assert tiny.dataset_revision == hub.dataset_revision(), "write the new revision into tiny.toml"
+    assert data.revision == hub.dataset_revision(), "write the new revision into tiny.toml"

@@ -16,7 +16,7 @@ VISIBLE_CALLS = {
     "02_explore_dataset": {"load_dataset", "AutoTokenizer.from_pretrained", "tokenizer.apply_chat_template"},
     "03_load_model": {"Mxfp4Config", "AutoModelForCausalLM.from_pretrained", "model.generate", "tokenizer.decode"},
     "04_train_lora": {"LoraConfig", "get_peft_model", "SFTConfig", "SFTTrainer", "trainer.train", "trainer.save_model"},
-    "05_push_and_infer": {"card.push_to_hub", "tokenizer.push_to_hub", "pipeline", "PeftModel.from_pretrained"},
+    "05_push_and_infer": {"api.upload_folder", "card.push_to_hub", "pipeline", "PeftModel.from_pretrained"},
 }
 MAX_LINES = 20
 # What a reader must not find in an output: warnings, errors, secrets, and places on the machine that made it.
@@ -53,7 +53,7 @@ def test_there_are_five_in_order() -> None:
     assert [path.stem for path in PATHS] == NAMES
 
 
-def test_first_code_cell_holds_the_parameters_and_the_second_starts(notebook: Any) -> None:
+def test_first_code_cell_holds_the_parameters_and_the_second_starts(path: Path, notebook: Any) -> None:
     parameters, second = code_cells(notebook)[:2]
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == [parameters]
@@ -61,7 +61,8 @@ def test_first_code_cell_holds_the_parameters_and_the_second_starts(notebook: An
     for statement in ast.parse(parameters.source).body:
         assert isinstance(statement, ast.Assign)
         values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    assert values == {"profile": "tiny", "output_root": "outputs"}
+    own = {"resume": True} if path.stem == "04_train_lora" else {}
+    assert values == {"profile": "tiny", "output_root": "outputs", **own}
     assert "session = start(profile, output_root)" in second.source
 
 
@@ -115,7 +116,7 @@ def test_calls_of_the_seed_are_written_out(path: Path, notebook: Any) -> None:
 
 def test_training_stands_alone_in_its_cell() -> None:
     sources = [cell.source for cell in code_cells(nbformat.read(ROOT / "notebooks/04_train_lora.ipynb", as_version=4))]
-    assert "result = trainer.train()" in sources
+    assert "result = trainer.train(resume_from_checkpoint=last_checkpoint)" in sources
 
 
 def test_committed_as_executed_in_order(notebook: Any) -> None:

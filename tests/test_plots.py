@@ -1,6 +1,8 @@
 """What each picture draws, read back from its axes; nothing is shown or saved."""
 
+import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,29 @@ from matplotlib.patches import FancyBboxPatch
 
 from ftlib import plots
 from ftlib.errors import FtlibError
+from ftlib.evaluation import wilson_interval
 
 matplotlib.use("Agg")
 
 LANGUAGES = ["English", "Spanish", "French", "Italian", "German"]
-BEFORE = dict(zip(LANGUAGES, [1.0, 0.0, 0.05, 0.0, 0.0], strict=True))
-AFTER = dict(zip(LANGUAGES, [1.0, 1.0, 0.9, 1.0, 1.0], strict=True))
-N = dict.fromkeys(LANGUAGES, 20)
+
+
+def shares(agreeing: dict[str, int], n: int = 20) -> pd.DataFrame:
+    """A table as `evaluation.by_language` gives it."""
+    intervals = [wilson_interval(count, n) for count in agreeing.values()]
+    return pd.DataFrame(
+        {
+            "language": list(agreeing),
+            "questions": n,
+            "agreement": [count / n for count in agreeing.values()],
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
+        }
+    )
+
+
+BEFORE = shares(dict(zip(LANGUAGES, [20, 0, 1, 0, 0], strict=True)))
+AFTER = shares(dict(zip(LANGUAGES, [20, 20, 18, 20, 20], strict=True)))
 COSTS = pd.DataFrame(
     {
         "language": ["Czech", "German", "English", "English"],
@@ -50,7 +68,7 @@ EVERY_PLOT: dict[str, Draw] = {
     "token_lengths": lambda ax: plots.token_lengths([1, 2, 3], 2, ax=ax),
     "tokens_per_character": lambda ax: plots.tokens_per_character(COSTS, ax=ax),
     "parameter_blocks": lambda ax: plots.parameter_blocks(BLOCKS, ax=ax),
-    "agreement": lambda ax: plots.agreement(BEFORE, AFTER, N, ax=ax),
+    "agreement": lambda ax: plots.agreement(BEFORE, AFTER, ax=ax),
     "adapter_size": lambda ax: plots.adapter_size(13_800_000_000, 60_000_000, ax=ax),
 }
 each_plot = pytest.mark.parametrize("draw", EVERY_PLOT.values(), ids=EVERY_PLOT)
@@ -68,9 +86,7 @@ def texts(ax: Axes) -> list[str]:
 
 
 def bars(ax: Axes, number: int = 0) -> BarContainer:
-    container = ax.containers[number]
-    assert isinstance(container, BarContainer)
-    return container
+    return [container for container in ax.containers if isinstance(container, BarContainer)][number]
 
 
 def heights(ax: Axes, number: int = 0) -> list[float]:
@@ -264,7 +280,7 @@ def test_training_curves_before_training_are_refused() -> None:
 
 
 def test_agreement_before_and_after_stand_side_by_side() -> None:
-    ax = plots.agreement(BEFORE, AFTER, N)
+    ax = plots.agreement(BEFORE, AFTER)
     assert heights(ax, 0) == [100, 0, 5, 0, 0]
     assert heights(ax, 1) == [100, 100, 90, 100, 100]
     assert tick_labels(ax, "x") == [f"{language}\nn = 20" for language in LANGUAGES]
@@ -282,8 +298,40 @@ def test_agreement_before_and_after_stand_side_by_side() -> None:
     assert all(edge <= bar.get_x() for edge, bar in zip(right_edges, bars(ax, 1), strict=True))
 
 
+def intervals(ax: Axes, number: int = 0) -> list[list[float]]:
+    """Where each bar's interval begins and ends."""
+    assert bars(ax, number).errorbar is not None
+    (lines,) = bars(ax, number).errorbar.lines[2]  # type: ignore[union-attr]
+    return [[float(end) for end in segment[:, 1]] for segment in lines.get_segments()]
+
+
+@pytest.mark.parametrize(("number", "table"), [(0, BEFORE), (1, AFTER)], ids=["before", "after"])
+def test_each_agreement_has_its_interval(number: int, table: pd.DataFrame) -> None:
+    ax = plots.agreement(BEFORE, AFTER)
+    assert np.allclose(intervals(ax, number), 100 * table[["low", "high"]].to_numpy())
+
+
+def test_labels_stand_clear_of_the_intervals() -> None:
+    ax = plots.agreement(BEFORE, AFTER)
+    ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    tops = [high for _, high in intervals(ax, 0) + intervals(ax, 1)]
+    labels = [text.get_window_extent().y0 for text in ax.texts if text.get_text()]
+    assert len(labels) == len(tops) == 10
+    assert all(label >= ax.transData.transform((0, top))[1] for label, top in zip(labels, tops, strict=True))
+
+
+def test_no_two_labels_touch_however_many_languages() -> None:
+    many = shares({f"Language {letter}": 20 for letter in "ABCDEFGHIJKL"})
+    for table in (AFTER, many):
+        ax = plots.agreement(table, table)
+        ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+        for labels in ([text for text in ax.texts if text.get_text()], ax.get_xticklabels()):
+            places = sorted((label.get_window_extent() for label in labels), key=lambda extent: extent.x0)
+            assert all(one.x1 < two.x0 for one, two in pairwise(places))
+
+
 def test_the_legend_hides_no_bar() -> None:
-    ax = plots.agreement(AFTER, AFTER, N)
+    ax = plots.agreement(AFTER, AFTER)
     ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     legend = ax.get_legend()
     assert legend is not None
@@ -291,37 +339,49 @@ def test_the_legend_hides_no_bar() -> None:
 
 
 def test_agreement_is_always_drawn_from_0_to_100_percent() -> None:
-    ax = plots.agreement({"French": 0.1}, None, {"French": 10})
+    ax = plots.agreement(shares({"French": 1}, n=10))
     assert ax.get_ylim()[0] == 0
     assert ax.get_ylim()[1] >= 100
-    assert [np.asarray(line.get_ydata()).tolist() for line in ax.lines] == [[0, 0], [100, 100]]
+    ruled = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+    assert [ends for ends in ruled if len(ends) == 2] == [[0, 0], [100, 100]]
     assert list(ax.get_yticks()) == [0, 25, 50, 75, 100]
 
 
 def test_agreement_without_an_after_is_the_baseline_alone() -> None:
-    ax = plots.agreement(BEFORE, None, N)
-    assert len(ax.containers) == 1
+    ax = plots.agreement(BEFORE)
+    assert sum(isinstance(container, BarContainer) for container in ax.containers) == 1
     assert ax.get_legend() is None
     centres = [bar.get_x() + bar.get_width() / 2 for bar in bars(ax)]
     assert centres == pytest.approx(range(5))
 
 
-def test_agreement_reads_frames_and_series_as_it_reads_mappings() -> None:
-    frame = pd.DataFrame({"language": list(AFTER)[::-1], "agreement": list(AFTER.values())[::-1]})
-    from_frame = plots.agreement(BEFORE, frame, N)
-    from_series = plots.agreement(pd.Series(BEFORE), pd.Series(AFTER), pd.Series(N))  # type: ignore[arg-type]
-    for ax in (from_frame, from_series):
-        assert heights(ax, 0) == [100, 0, 5, 0, 0]
-        assert heights(ax, 1) == [100, 100, 90, 100, 100]
+def test_agreement_reads_a_record_in_any_order() -> None:
+    """As JSON gives it back: a list of dicts, with None for what was not measured."""
+    unknown = {"language": "Klingon", "questions": 3, "agreement": None, "low": None, "high": None}
+    record = [unknown, *BEFORE[::-1].to_dict("records")]
+    ax = plots.agreement(pd.DataFrame(json.loads(json.dumps(record))), AFTER)
+    assert heights(ax, 0) == [100, 0, 5, 0, 0]
+    assert heights(ax, 1) == [100, 100, 90, 100, 100]
+    assert tick_labels(ax, "x")[0] == "English\nn = 20"
 
 
-@pytest.mark.parametrize(
-    ("after", "n", "where"),
-    [({"French": 1.0}, N, "after"), (AFTER, {"English": 3}, "n"), (AFTER | {"Czech": 1.0}, N, "after")],
-)
-def test_agreement_of_other_languages_is_refused(after: dict[str, float], n: dict[str, int], where: str) -> None:
-    with pytest.raises(FtlibError, match=f"in `{where}`; expected English, Spanish, French, Italian, German"):
-        plots.agreement(BEFORE, after, n)
+@pytest.mark.parametrize("rows", [[], [{"language": "Klingon", "questions": 3, "agreement": None}]])
+@pytest.mark.parametrize("twice", [True, False])
+def test_agreement_of_no_language_says_so(rows: list[dict[str, Any]], twice: bool) -> None:
+    table = pd.DataFrame(rows)
+    ax = plots.agreement(table, table if twice else None)
+    assert texts(ax) == ["no row asks for a reasoning language\nthat can be identified"]
+    assert not ax.containers
+    assert ax.get_legend() is None
+    ax.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    note = ax.texts[0].get_window_extent()
+    assert ax.get_window_extent().x0 < note.x0 < note.x1 < ax.get_window_extent().x1
+
+
+@pytest.mark.parametrize("after", [shares({"French": 20}), AFTER[:4], AFTER[:0]], ids=["other", "fewer", "none"])
+def test_agreement_of_other_languages_is_refused(after: pd.DataFrame) -> None:
+    with pytest.raises(FtlibError, match="in `after`; expected English, Spanish, French, Italian, German"):
+        plots.agreement(BEFORE, after)
 
 
 def test_sizes_are_drawn_to_scale() -> None:

@@ -106,7 +106,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("[train]\nbf16 = 1", "train.bf16 = 1", "valid boolean"),
         ("[train]\nlearning_rate = -1.0", "train.learning_rate = -1.0", "greater than 0"),
         ("[data]\nheld_out_share = 1.0", "data.held_out_share = 1.0", "less than 1"),
-        ('[data]\ntemplate_date = "today"', "data.template_date = 'today'", "match pattern"),
+        ('[data]\ntemplate_date = "today"', "data.template_date = 'today'", "a real day as YYYY-MM-DD"),
+        ('[data]\ntemplate_date = "2025-02-30"', "data.template_date = '2025-02-30'", "a real day as YYYY-MM-DD"),
+        ('[data]\ndataset = "mine"', "data.dataset 'mine' is neither a Hub id", "a folder begins with './'"),
+        ('[data]\ndataset = "a/b"', "data.revision is missing", "the commit of a/b, 40 hex digits"),
+        (f'[data]\ndataset = "a.csv"\nrevision = "{"0" * 40}"', "data.revision 0000", "leave it out"),
+        ('[data]\non_bad_row = "ignore"', "data.on_bad_row = 'ignore'", "'stop' or 'drop'"),
+        ('[data]\nassistant_only_loss = "false"', "data.assistant_only_loss = 'false'", "without quotes"),
+        ('[data.columns]\nquestion = "q"', "data.columns.question", "'prompt', 'response', 'system'"),
+        ('[train]\nschedule = "cosin"', "train.schedule = 'cosin'", "'cosine_with_min_lr'"),
+        ("[train]\ncheckpoint_steps = 0", "train.checkpoint_steps = 0", "greater than 0"),
+        ('[hub]\nmodel = "a/b"', "hub.model_revision is missing", "add it"),
+        ("extends = 3", "extends = 3", "or the path of a .toml file"),
         ('[model]\ndtype = "float16"', "model.dtype = 'float16'", "'bfloat16' or 'float32'"),
         ('[lora]\nexpert_layers = ["7"]', "lora.expert_layers.0 = '7'", "valid integer"),
         ("[lora]\nexpert_layers = [-1]", "lora.expert_layers.0 = -1", "greater than or equal to 0"),
@@ -118,7 +129,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(write: Write, change: str, found: str, expected: str) -> None:
-    message = refusal(write(f'extends = "tiny"\n{change}\n'))
+    extends = "" if change.startswith("extends") else 'extends = "tiny"\n'
+    message = refusal(write(f"{extends}{change}\n"))
     assert found in message
     assert expected in message
     assert "mine.toml" in message
@@ -186,3 +198,26 @@ def test_compare_shows_exactly_what_differs() -> None:
 
 def test_a_profile_compared_with_itself_differs_in_nothing() -> None:
     assert profiles.compare("tiny", "tiny").empty
+
+
+def test_a_local_data_set_lies_beside_the_file_that_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when another file, somewhere else, extends that one; and it inherits no commit."""
+    path = write('extends = "tiny"\n[data]\ndataset = "rows/mine.jsonl"\n')
+    (path.parent / "sub").mkdir()
+    monkeypatch.chdir("/")
+    for asked in (path, write('extends = "../mine.toml"\n', "sub/other.toml")):
+        data = profiles.load(asked).data
+        assert (data.dataset, data.revision) == (str(path.parent / "rows/mine.jsonl"), None)
+        assert (data.is_local, data.shown) == (True, "mine.jsonl")
+
+
+@pytest.mark.parametrize("dataset", ["./rows", "../rows", "~/rows", "/rows", "a.json", "b/c.parquet"])
+def test_a_path_is_told_from_a_hub_id(write: Write, dataset: str) -> None:
+    data = profiles.load(write(f'extends = "tiny"\n[data]\ndataset = "{dataset}"\n')).data
+    assert data.is_local
+    assert Path(data.dataset).is_absolute()
+
+
+def test_a_key_is_found_in_its_section() -> None:
+    assert profiles.section_of("learning_rate") == "train"
+    assert profiles.section_of("learning") == ""

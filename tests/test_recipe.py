@@ -57,7 +57,7 @@ torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeSto
 from transformers import Trainer
 from ftlib import profiles
 
-session = SimpleNamespace(world_size=4, is_main=False, adapter_dir=Path("adapter"))
+session = SimpleNamespace(world_size=4, is_main=False, checkpoints_dir=Path("checkpoints"))
 namespace = {{"profile": profiles.load({profile!r}), "session": session}}
 for cell in {cells!r}:
     exec(cell, namespace)
@@ -84,7 +84,13 @@ def on_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def session(tmp_path: Path) -> SimpleNamespace:
     """One process's session, whose curves nobody wants."""
-    return SimpleNamespace(world_size=1, is_main=False, adapter_dir=tmp_path / "adapter")
+    return SimpleNamespace(
+        world_size=1,
+        is_main=False,
+        adapter_dir=tmp_path / "adapter",
+        checkpoints_dir=tmp_path / "checkpoints",
+        profile=profiles.load("gpt-oss-20b"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def build_trainer(
 
     def build(rows: Dataset, without: str = "") -> SFTTrainer:
         namespace: dict[str, Any] = {"profile": profiles.load(on_a_cpu), "session": session}
-        namespace |= {"peft_model": with_adapter(model), "train_dataset": rows, "tokenizer": tokenizer}
+        namespace |= {"peft_model": with_adapter(model), "train_dataset": rows, "tokenizer": tokenizer, "resume": True}
         source = "\n".join(notebooks.cells_for(NOTEBOOK, "trainer", namespace))
         assert without in source
         exec(source.replace(without, ""), namespace)
@@ -168,7 +174,8 @@ def test_training_arguments_are_the_seeds_number_for_number(
     assert given["seed"] == 42, "the Trainer's default, which the seed left alone"
     assert given["use_cpu"] is False
     assert given["router_aux_loss_coef"] == 0.0
-    unasked = {"packing", "padding_free", "assistant_only_loss", "max_steps", "optim", "weight_decay", "loss_type"}
+    assert given["assistant_only_loss"] is False
+    unasked = {"packing", "padding_free", "max_steps", "optim", "weight_decay", "loss_type"}
     assert unasked & set(given) == set()
 
 

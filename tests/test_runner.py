@@ -9,12 +9,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import write_notebook
+from rich.console import Console
 
 from ftlib import records, report, runner
 from ftlib.errors import FtlibError
 
 ROOT = Path(__file__).parents[1]
-PARAMETERS = 'profile = ""\noutput_root = ""'
 
 
 @pytest.fixture
@@ -23,14 +24,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path
-
-
-def write_notebook(project: Path, name: str, *cells: str) -> None:
-    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    title = nbformat.v4.new_markdown_cell(f"# {name}")
-    notebook = nbformat.v4.new_notebook(cells=[title, parameters, *map(nbformat.v4.new_code_cell, cells)])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")
 
 
 def ftlib(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -142,6 +135,19 @@ def test_the_kernel_is_this_python_in_the_projects_folder(project: Path, monkeyp
     assert str(project) not in str(kept.metadata)
 
 
+def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path) -> None:
+    for name in runner.NOTEBOOKS:
+        write_notebook(project, name)
+    (project / "mine.toml").write_text('extends = "tiny"\n')
+    console = Console(quiet=True)
+    for expected in ("outputs/mine", "outputs/run-2/mine", "outputs/run-3/mine"):
+        folder = runner.run([], "mine.toml", "outputs", 1, True, console)
+        assert folder == project / expected
+        records.write(folder / "records", "05_push_and_infer", {"finished": expected})
+    assert runner.run([], "mine.toml", "outputs", 1, False, console) == project / "outputs/mine", "as it was asked for"
+    assert runner.run(["01_setup"], "mine.toml", "outputs", 1, True, console) == project / "outputs/mine"
+
+
 @pytest.mark.parametrize("arguments", [["03_load_model"], [], ["04_train_lora", "--nproc", "2"]])
 def test_only_training_runs_on_several_ranks(
     project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
@@ -178,11 +184,12 @@ def finished_run(tmp_path: Path) -> Path:
         nbformat.v4.new_code_cell("plot()", outputs=[plot], metadata={"tags": ["report"]}),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), output_dir / "notebooks/01_setup.ipynb")
-    records.write(output_dir / "records", "03_load_model", {"language_agreement": 0.2, "held_out_rows": 120})
+    before = {"agreement": 0.2, "questions": 120, "exact": None}
+    records.write(output_dir / "records", "03_load_model", before)
     records.write(output_dir / "records", "04_train_lora", {"peak_memory_bytes": 885_891_072, "train_runtime_s": 14.2})
-    measured = {"language_agreement_before": 0.2, "language_agreement_after": 0.975, "held_out_rows": 120}
+    after = {"agreement": 0.975, "questions": 120, "exact": 0.9, "loss": 0.25}
     records.write(output_dir / "records", "05_push_and_infer", {
-        **measured, "final_exact_after": 0.9, "merged_max_logit_difference": 1e-5, "hub_repo": "learner/<x>",
+        "before": before, "after": after, "merged_max_logit_difference": 1e-5, "hub_repo": "learner/<x>",
     })  # fmt: skip
     return output_dir
 
@@ -193,13 +200,21 @@ def test_summary_is_one_line(finished_run: Path) -> None:
     )
 
 
+def test_summary_of_a_run_in_which_no_language_was_asked_for(finished_run: Path) -> None:
+    measured = [{"agreement": None, "questions": 12, "loss": loss} for loss in (1.25, 0.5)]
+    records.write(finished_run / "records", "05_push_and_infer", {"before": measured[0], "after": measured[1]})
+    assert report.summary(finished_run) == "Held-out loss: 1.250 before → 0.500 after, on 12 held-out questions"
+
+
 def test_report_has_results_plots_and_pages_and_asks_nobody(finished_run: Path) -> None:
     index = report.write(finished_run)
     text = index.read_text()
     assert {path.name for path in index.parent.iterdir()} == {"index.html", "01_setup.html"}
     assert "97.5%" in text
-    for shown in ("20.0%", "120", "14.2 s", "0.89 GB"):
+    for shown in ("20.0%", "120", "14.2 s", "0.89 GB", "0.250"):
         assert f"<td>{shown}</td>" in text
+    assert "<td>Answers exactly as the reference, before training</td><td>not measured</td>" in text
+    assert "<td>Held-out loss, before training</td><td>not recorded</td>" in text
     assert "<td>Updates</td><td>not recorded</td>" in text
     assert "not run" not in text
     assert "learner/&lt;x&gt;" in text

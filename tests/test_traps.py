@@ -31,7 +31,7 @@ from transformers.pipelines import TextGenerationPipeline
 from trl import SFTConfig
 from trl.chat_template_utils import get_training_chat_template
 
-from ftlib import harmony, profiles
+from ftlib import harmony, hub_access, profiles
 from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 
@@ -48,7 +48,13 @@ def keywords(call: ast.Call) -> dict[str | None, str]:
 
 @pytest.fixture
 def session(tmp_path: Path) -> SimpleNamespace:
-    return SimpleNamespace(world_size=1, is_main=False, adapter_dir=tmp_path / "adapter", device_map="cpu")
+    return SimpleNamespace(
+        world_size=1,
+        is_main=False,
+        checkpoints_dir=tmp_path / "checkpoints",
+        device_map="cpu",
+        command=lambda verb: f"ftlib {verb}",
+    )
 
 
 @pytest.fixture(params=profiles.shipped())
@@ -77,7 +83,7 @@ def loads(
     monkeypatch.setattr("transformers.pipeline", keep)
     monkeypatch.setattr("peft.PeftModel", SimpleNamespace(from_pretrained=lambda base, name: base))
     namespace = {"profile": profile, "session": session, "tokenizer": tokenizer, "repo": "learner/adapter"}
-    namespace["generator"] = None  # a cell deletes it
+    namespace |= {"hub_access": hub_access, "generator": None}  # a cell deletes the generator
     places = [
         (WITH_A_MODEL[0], "model"),
         (WITH_A_MODEL[1], "model"),
@@ -117,15 +123,22 @@ def test_a_prompt_that_is_tokenised_by_hand_has_a_mapping_too(notebooks: Any) ->
             assert keywords(call)[None] == "inputs"
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
-def test_every_notebook_that_renders_pins_the_date(notebooks: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("02_explore_dataset", "get_training_chat_template(tokenizer)"),
+        ("03_load_model", "tokenizer.chat_template"),
+        ("04_train_lora", "get_training_chat_template(tokenizer)"),
+        ("05_push_and_infer", "tokenizer.chat_template"),
+    ],
+)
+def test_every_notebook_that_renders_pins_the_date(notebooks: Any, name: str, template: str) -> None:
     """The template prints today's date: lengths, losses and greedy answers would change overnight."""
     pins = [
         node.lineno
         for node in ast.walk(notebooks.tree(name))
         if isinstance(node, ast.Assign)
-        and ast.unparse(node)
-        == "tokenizer.chat_template = harmony.pin_date(tokenizer.chat_template, profile.data.template_date)"
+        and ast.unparse(node) == f"tokenizer.chat_template = harmony.pin_date({template}, profile.data.template_date)"
     ]
     rendering = ("apply_chat_template", "pipeline", "generate_reply", "evaluate", "token_lengths", "SFTTrainer")
     uses = [call.lineno for ending in rendering for call in notebooks.calls(name, ending)]
@@ -136,9 +149,13 @@ def test_every_notebook_that_renders_pins_the_date(notebooks: Any, name: str) ->
 
 def test_what_is_pushed_is_the_template_as_published(notebooks: Any) -> None:
     """Others would otherwise be told for ever that it is August 2025."""
-    (push,) = notebooks.calls("05_push_and_infer", "tokenizer.push_to_hub")
-    (pin,) = notebooks.calls("05_push_and_infer", "pin_date")
-    assert push.lineno < pin.lineno
+    (save,) = notebooks.calls("04_train_lora", "published_tokenizer.save_pretrained")
+    written = [ast.unparse(node) for node in ast.walk(notebooks.tree("04_train_lora")) if isinstance(node, ast.Assign)]
+    loaded = "AutoTokenizer.from_pretrained(profile.hub.model, revision=profile.hub.model_revision)"
+    assert f"published_tokenizer = {loaded}" in written
+    assert not [line for line in written if line.startswith("published_tokenizer.")]
+    (train,) = notebooks.calls("04_train_lora", "trainer.save_model")
+    assert save.lineno > train.lineno, "the trainer saves its own, which is pinned"
 
 
 def test_unpinned_renders_follow_the_clock_and_pinned_ones_do_not(
@@ -158,15 +175,9 @@ def test_unpinned_renders_follow_the_clock_and_pinned_ones_do_not(
 
 
 def test_training_on_the_reply_alone_wants_the_template_as_published(tokenizer: PreTrainedTokenizerFast) -> None:
-    """`assistant_only_loss=True` knows the template by its text, which the pin changes; no notebook asks for it."""
+    """`assistant_only_loss=True` knows the template by its text, which the pin changes: so what TRL makes is pinned."""
     with pytest.raises(ValueError, match="template"):
         get_training_chat_template(tokenizer)
-    assert SFTConfig.__dataclass_fields__["assistant_only_loss"].default is False
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_notebook_trains_on_the_reply_alone(notebooks: Any, name: str) -> None:
-    assert not any("assistant_only_loss" in cell for cell in notebooks.cells(name))
 
 
 def test_pipeline_runs_the_channels_together_unless_told_to_keep_the_markers(
@@ -238,9 +249,11 @@ def test_every_load_is_of_the_pinned_revision(loads: dict[str, dict[str, Any]], 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_download_is_of_a_pinned_revision(notebooks: Any, name: str) -> None:
-    for ending, pin in [("load_dataset", "dataset_revision"), ("AutoTokenizer.from_pretrained", "model_revision")]:
-        for call in notebooks.calls(name, ending):
-            assert keywords(call)["revision"] == f"profile.hub.{pin}"
+    for call in notebooks.calls(name, "load_dataset"):
+        assert keywords(call)[None] in ("data.source(profile.data)", "data.source(own)", "source")
+    for call in notebooks.calls(name, "AutoTokenizer.from_pretrained"):
+        pinned = "profile.hub.model, revision=profile.hub.model_revision"
+        assert ast.unparse(call) in (f"AutoTokenizer.from_pretrained({pinned})", "AutoTokenizer.from_pretrained(repo)")
 
 
 def test_experts_would_not_be_computed_as_the_seed_did_by_default(base_model: GptOssForCausalLM) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from secret_search import find, occurs
+from test_secrets import CACHED, PLANTED, log_in
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ["01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer"]
-ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -31,14 +33,16 @@ class Project:
         return json.loads((self.root / "outputs" / profile / "records" / f"{notebook}.json").read_text())
 
 
-def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+def run(*command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=500
+    )
 
 
-def ftlib(*arguments: str, folder: Path) -> str:
-    result = run(sys.executable, "-m", "ftlib.cli", *arguments, folder=folder)
+def ftlib(*arguments: str, folder: Path, **environment: str) -> str:
+    result = run(sys.executable, "-m", "ftlib.cli", *arguments, folder=folder, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    return result.stdout + result.stderr
 
 
 def copy_of(project: Project, folder: Path) -> Project:
@@ -48,15 +52,19 @@ def copy_of(project: Project, folder: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Run by a person who is logged in and whose environment holds more secrets."""
     root = tmp_path_factory.mktemp("walkthrough") / "project"
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    return Project(root, ftlib("run", "--profile", "tiny", folder=root))
+    home = tmp_path_factory.mktemp("home")
+    log_in(home)
+    cache = str(home / ".cache/huggingface")
+    return Project(root, ftlib("run", "--profile", "tiny", folder=root, HOME=str(home), HF_HOME=cache, **PLANTED))
 
 
 def test_prints_a_line_for_each_notebook_and_the_result(walkthrough: Project) -> None:
     for name in NOTEBOOKS:
         assert name in walkthrough.printed
-    after = walkthrough.record("05_push_and_infer")["language_agreement_after"]
+    after = walkthrough.record("05_push_and_infer")["after"]["agreement"]
     assert f"20% before → {after:.0%} after" in walkthrough.printed
     assert "outputs/tiny/report/index.html" in walkthrough.printed
     assert "make lab" in walkthrough.printed
@@ -64,8 +72,10 @@ def test_prints_a_line_for_each_notebook_and_the_result(walkthrough: Project) ->
 
 def test_baseline_reasons_in_english(walkthrough: Project) -> None:
     record = walkthrough.record("03_load_model")
-    assert record["language_agreement"] <= 0.30
-    assert record["held_out_rows"] >= 100
+    assert record["agreement_low"] <= record["agreement"] <= 0.30
+    assert record["questions"] >= 100
+    assert record["unfinished"] == 0
+    assert {row["language"] for row in record["by_language"]} == {"English", "Spanish", "French", "Italian", "German"}
     assert record["total_parameters"] == 1_256_096
 
 
@@ -82,9 +92,13 @@ def test_training_takes_the_planned_steps_with_every_adapter(walkthrough: Projec
 
 def test_tuned_model_reasons_in_the_language_asked_for(walkthrough: Project) -> None:
     record = walkthrough.record("05_push_and_infer")
-    assert record["language_agreement_before"] == walkthrough.record("03_load_model")["language_agreement"]
-    assert record["language_agreement_after"] >= 0.95
-    assert record["final_exact_after"] >= 0.80
+    before, after = record["before"], record["after"]
+    assert before["agreement"] == walkthrough.record("03_load_model")["agreement"]
+    assert after["agreement"] >= 0.95
+    assert after["agreement_low"] >= 0.90
+    assert after["exact"] >= 0.80
+    assert after["loss"] < before["loss"] / 2
+    assert after["token_accuracy"] > before["token_accuracy"]
     assert record["merged_max_logit_difference"] <= 1e-4
     assert record["attached_adapter_tensors"] == 2 * (4 * 4 + 8)
 
@@ -98,7 +112,8 @@ def test_adapter_is_on_the_hub(walkthrough: Project) -> None:
 def test_writes_these_files_and_no_others(walkthrough: Project) -> None:
     output = walkthrough.root / "outputs/tiny"
     assert {path.name for path in output.iterdir()} == {
-        "adapter", "hub", "huggingface", "notebooks", "profile.json", "records", "report", "trackio",
+        "adapter", "checkpoints", "hub", "huggingface", "notebooks", "profile.json", "records", "report", "trackio",
+        "training.lock",
     }  # fmt: skip
     written = {
         folder: {path.name for path in (output / folder).iterdir()} for folder in ("records", "notebooks", "report")
@@ -106,7 +121,8 @@ def test_writes_these_files_and_no_others(walkthrough: Project) -> None:
     assert written["records"] == {f"{name}.json" for name in NOTEBOOKS}
     assert written["notebooks"] == {f"{name}.ipynb" for name in NOTEBOOKS}
     assert written["report"] == {"index.html", *(f"{name}.html" for name in NOTEBOOKS)}
-    assert {path.name for path in (output / "adapter").iterdir()} == ADAPTER | TOKENIZER | {"training_args.bin"}
+    assert {path.name for path in (output / "adapter").iterdir()} == ADAPTER | TOKENIZER
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"checkpoint-60", "checkpoint-63"}
     assert {path.name for path in walkthrough.root.iterdir()} == {"notebooks", "outputs"}
 
 
@@ -120,19 +136,17 @@ def test_executed_notebooks_show_no_warning_and_no_place(walkthrough: Project) -
             assert str(walkthrough.root) not in shown
 
 
+def test_nothing_that_was_written_or_printed_holds_a_secret(walkthrough: Project) -> None:
+    for secret in (*PLANTED.values(), *CACHED.values()):
+        assert find(secret, walkthrough.root) == []
+        assert not occurs(secret, walkthrough.printed)
+
+
 def test_papermill_alone_runs_training_from_the_root(walkthrough: Project, tmp_path: Path) -> None:
     project = copy_of(walkthrough, tmp_path / "project")
     (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
-    papermill = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "notebooks/04_train_lora.ipynb",
-        "out.ipynb",
-        "-p",
-        "profile",
-        "tiny",
-    ]
+    asked = ["-p", "profile", "tiny", "-p", "resume", "False"]
+    papermill = [sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *asked]
     result = run(*papermill, folder=project.root)
     assert result.returncode == 0, result.stderr
     again, first = project.record("04_train_lora"), walkthrough.record("04_train_lora")
@@ -142,7 +156,7 @@ def test_papermill_alone_runs_training_from_the_root(walkthrough: Project, tmp_p
 def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
     project = copy_of(walkthrough, tmp_path / "project")
     (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
-    ftlib("run", "--profile", "tiny", "--nproc", "2", "04_train_lora", folder=project.root)
+    ftlib("run", "--profile", "tiny", "--nproc", "2", "--no-resume", "04_train_lora", folder=project.root)
     two, one = project.record("04_train_lora"), walkthrough.record("04_train_lora")
     assert two["world_size"] == 2
     assert (two["global_step"], two["effective_batch"]) == (one["global_step"], one["effective_batch"])
@@ -157,10 +171,10 @@ def test_other_seeds_give_the_same_effect(walkthrough: Project, tmp_path: Path, 
     (project.root / "outputs/tiny").rename(project.root / f"outputs/seed-{seed}")
     profile = project.root / f"seed-{seed}.toml"
     profile.write_text(f'extends = "tiny"\n[train]\nseed = {seed}\n')
-    ftlib("run", "04_train_lora", "05_push_and_infer", "--profile", profile.name, folder=project.root)
+    ftlib("run", "04_train_lora", "05_push_and_infer", "--profile", profile.name, "--no-resume", folder=project.root)
     record = project.record("05_push_and_infer", profile.stem)
-    assert record["language_agreement_after"] >= 0.95
-    assert record["final_exact_after"] >= 0.80
+    assert record["after"]["agreement"] >= 0.95
+    assert record["after"]["exact"] >= 0.80
     assert (
         project.record("04_train_lora", profile.stem)["training_loss"]
         != walkthrough.record("04_train_lora")["training_loss"]

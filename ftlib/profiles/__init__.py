@@ -4,12 +4,15 @@ A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; a person's own f
 and only what differs. The comments in the shipped files say what changing a value does.
 """
 
+import contextlib
 import difflib
+import re
 import tomllib
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ftlib.errors import FtlibError
 
@@ -21,7 +24,25 @@ FOLDER = Path(__file__).parent
 Share = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+REPO_ID = r"^[\w.-]+/[\w.-]+$"
+RepoId = Annotated[str, Field(pattern=REPO_ID)]
+# What a data set's columns hold, for one whose columns are named otherwise.
+ColumnRole = Literal["prompt", "response", "system", "thinking", "reasoning_language"]
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+# A value and the commit that it is pinned to: who names another value does not inherit the old one's commit.
+PINNED = {"model": "model_revision", "dataset": "revision"}
+
+
+def is_local_path(dataset: str) -> bool:
+    """Whether a data set's name is a path: a file by its ending, a folder by its beginning."""
+    return dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~"))
+
+
+def _real_day(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    raise ValueError("expected a real day as YYYY-MM-DD, such as 2025-08-05")
 
 
 class Section(BaseModel):
@@ -31,23 +52,55 @@ class Section(BaseModel):
 
 
 class Hub(Section):
-    """Where models and data come from and where the adapter goes."""
+    """Where the model comes from and where the adapter goes."""
 
     endpoint: Annotated[str, Field(pattern=r"^(rehearsal|https://\S+)$")]
     model: RepoId
     model_revision: Commit
-    dataset: RepoId
-    dataset_revision: Commit
     push_target: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
     private: bool
 
 
 class Data(Section):
-    """What is read, how much of a conversation, and what is kept for measuring."""
+    """What is read, how much of a conversation, what of it is trained on, and what is kept for measuring.
 
+    `dataset` is a Hub id with its `revision`, or the path of a local file or folder, which has none.
+    """
+
+    dataset: str
+    revision: Commit | None = None
+    columns: dict[ColumnRole, str]
+    on_bad_row: Literal["stop", "drop"]
+    assistant_only_loss: bool
     held_out_share: Share
     max_length: PositiveInt
-    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    template_date: Annotated[str, AfterValidator(_real_day)]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the data set is a file or folder on this machine rather than one of the Hub's."""
+        return is_local_path(self.dataset)
+
+    @property
+    def shown(self) -> str:
+        """The data set as others are told of it: its Hub id, or the name of the file or folder without its place."""
+        return Path(self.dataset).name if self.is_local else self.dataset
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.is_local and self.revision:
+            raise ValueError(f"revision {self.revision} belongs to no local file; leave it out")
+        if not self.is_local and not re.fullmatch(REPO_ID, self.dataset):
+            raise ValueError(
+                f"dataset {self.dataset!r} is neither a Hub id such as 'name/data' nor a path: a file ends in one of "
+                f"{', '.join(DATA_SUFFIXES)}, a folder begins with './'"
+            )
+        if not self.is_local and not self.revision:
+            raise ValueError(
+                f"revision is missing: name the commit of {self.dataset}, 40 hex digits, so that the same rows come "
+                "next year; its page on the Hub lists them under 'Files and versions'"
+            )
+        return self
 
 
 class Model(Section):
@@ -76,11 +129,12 @@ class Train(Section):
     effective_batch: PositiveInt
     per_device_batch: PositiveInt
     warmup_share: Share
-    schedule: str
+    schedule: Literal["cosine_with_min_lr", "cosine_warmup_with_min_lr"]
     min_learning_rate_share: Share
     activation_checkpointing: bool
     bf16: bool
     use_cpu: bool
+    checkpoint_steps: PositiveInt
     seed: Annotated[int, Field(ge=0)]
 
     def accumulation_steps(self, world_size: int) -> int:
@@ -169,7 +223,7 @@ def _path(name: str) -> Path:
             raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
         return path
     if name not in shipped():
-        raise FtlibError(f"profile {name!r} is unknown{_nearest(name, shipped())}; shipped are {shipped()}")
+        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}; shipped are {shipped()}")
     return FOLDER / f"{name}.toml"
 
 
@@ -184,14 +238,24 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FtlibError(f"profile {name}: not valid TOML: {error}") from None
     base = values.pop("extends", None)
     values.setdefault("name", path.stem)
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
+        data["dataset"] = str((path.parent / Path(data["dataset"]).expanduser()).resolve())
     if base is None:
         return values
-    parent = path.parent / base if str(base).endswith(".toml") else base
+    if not isinstance(base, str):
+        raise FtlibError(
+            f"profile {name}: extends = {base!r}: expected one of {shipped()}, or the path of a .toml file"
+        )
+    parent = path.parent / base if base.endswith(".toml") else base
     return _overlay(_read(str(parent), (*seen, path)), values)
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
+    for named, pin in PINNED.items():
+        if named in changes:
+            merged.pop(pin, None)
     for key, value in changes.items():
         both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _overlay(base[key], value) if both_sections else value
@@ -207,13 +271,25 @@ def _explain(error: ValidationError) -> str:
         model: Any = Profile
         for part in section:
             model = model.model_fields[str(part)].annotation
-        return f"unknown key {where}{_nearest(str(key), list(model.model_fields))}"
+        return f"unknown key {where}; {nearest(str(key), list(model.model_fields))}"
     if first["type"] == "missing":
         return f"{where} is missing; add it, or let the file extend one of {shipped()}"
-    expected = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where} = {first['input']!r}: {expected}"
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section as a whole
+        return f"{where}.{first['ctx']['error']}"
+    expected = first["msg"].removeprefix("Value error, ")
+    expected = expected[0].lower() + expected[1:]
+    quoted = isinstance(first["input"], str) and not first["type"].startswith(("string", "literal", "value"))
+    hint = "; write it without quotes" if quoted else ""
+    return f"{where} = {first['input']!r}: {expected}{hint}"
 
 
-def _nearest(name: str, valid: list[str]) -> str:
+def section_of(key: str) -> str:
+    """The section of a profile that has a key, such as "train" for "learning_rate"; "" where none has."""
+    sections = {name: field.annotation for name, field in Profile.model_fields.items()}
+    return next((name for name, model in sections.items() if key in getattr(model, "model_fields", {})), "")
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """A hint for a name that is not valid: the valid one that looks most like it, or all of them."""
     close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {valid}"
+    return f"did you mean {close[0]!r}?" if close else f"valid are {valid}"

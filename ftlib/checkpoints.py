@@ -1,0 +1,167 @@
+"""Training that may be interrupted at any moment: what it leaves behind, and what it goes on from.
+
+`Trainer` writes a checkpoint file by file into its final folder, so a kill in the middle leaves one that looks whole.
+Here a checkpoint counts only once it is sealed: a manifest with the checksum of each file, written last. The finished
+adapter is put in place as a whole as well.
+"""
+
+import filecmp
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlib import manifest
+from ftlib.errors import FtlibError
+from ftlib.session import Session
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KEPT = 2
+"""Checkpoints that stay: while `Trainer` writes the third and drops the first, the second is whole."""
+
+PROGRESS = "progress.json"
+
+
+def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | None:
+    """The checkpoint from which this run's training goes on; whatever a kill left half-written is removed.
+
+    Args:
+        session: the run.
+        rows: what it trains on, in this order.
+        resume: False removes the checkpoints, so that training starts again. A finished adapter stays until the new one
+            replaces it.
+
+    Returns:
+        The newest complete checkpoint's folder; None where training starts at the first update.
+
+    Raises:
+        FtlibError: going on would mix two recipes, or starting would overwrite a finished adapter.
+    """
+    found = sorted(session.checkpoints_dir.glob("checkpoint-*"), key=_step)
+    complete = [folder for folder in found if manifest.is_complete(folder)] if resume else []
+    if session.is_main:
+        session.claim_training()
+        for folder in found:
+            if folder not in complete:
+                shutil.rmtree(folder)
+    if complete:
+        _check_same_recipe(session, complete[-1], _recipe(session, rows))
+        return complete[-1]
+    if resume and manifest.is_complete(session.adapter_dir):
+        raise FtlibError(
+            f"{session.relative(session.adapter_dir)}/ holds a finished adapter, and there is no checkpoint of it; "
+            + _ways_out(session)
+        )
+    return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _recipe(session: Session, rows: "Dataset") -> dict[str, Any]:
+    """All that decides which adapter comes out, by name; how many processes share the work does not."""
+    profile = session.profile
+    values = {
+        "hub": profile.hub.model_dump(include={"model", "model_revision"}),
+        "data": profile.data.model_dump(include={"assistant_only_loss", "max_length", "template_date"}),
+        "model": profile.model.model_dump(include={"dtype", "attention", "experts"}),
+        "lora": profile.lora.model_dump(mode="json"),
+        "train": profile.train.model_dump(exclude={"checkpoint_steps", "per_device_batch", "use_cpu"}),
+    }
+    named = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
+    return named | {"training rows": hashlib.sha256(json.dumps(rows["messages"][:]).encode()).hexdigest()}
+
+
+def _check_same_recipe(session: Session, checkpoint: Path, recipe: dict[str, Any]) -> None:
+    earlier = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["recipe"]
+    changed = [name for name in recipe if earlier.get(name) != recipe[name]]
+    if changed:
+        name = changed[0]
+        raise FtlibError(
+            f"{session.relative(checkpoint)} was trained with {name} = {earlier.get(name)}, now it is {recipe[name]}; "
+            + _ways_out(session)
+        )
+
+
+def _ways_out(session: Session) -> str:
+    return (
+        f"resume = False (`{session.command('run 04_train_lora --no-resume')}`) trains again in its place, "
+        "another output_root keeps both"
+    )
+
+
+class Progress(TrainerCallback):
+    """Seals each checkpoint once `Trainer` has written it, and counts the time of training over all its sittings.
+
+    Args:
+        session: the run.
+        rows: what it trains on, in this order.
+        resumed_from: the checkpoint that training goes on from, if any.
+    """
+
+    def __init__(self, session: Session, rows: "Dataset", resumed_from: Path | None) -> None:
+        self._recipe = _recipe(session, rows)
+        self._earlier = 0.0
+        if resumed_from:
+            self._earlier = json.loads((resumed_from / PROGRESS).read_text(encoding="utf-8"))["seconds"]
+        self._started: float | None = None
+        self.seconds = self._earlier
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; loading and tokenising are not training."""
+        self._started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Read the clock."""
+        if self._started is not None:
+            self.seconds = self._earlier + time.monotonic() - self._started
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the checkpoint that has just been written."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each rank writes its random state into the same folder
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            progress = {"seconds": self.seconds, "recipe": self._recipe}
+            (folder / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+            manifest.write(folder, [path.name for path in folder.iterdir()])
+
+
+@contextmanager
+def replacing(session: Session) -> Iterator[Path]:
+    """Give a folder to save the adapter into; once it is all there, it takes the place of `session.adapter_dir`.
+
+    A kill before that leaves the earlier adapter as it was. One that came out the same, as when a finished training is
+    run once more, stays with its card. What `Trainer` saves beside an adapter, its arguments as a pickle and a card
+    with nothing filled in, is left out.
+    """
+    final, unfinished = session.adapter_dir, session.adapter_dir.with_name("adapter.unfinished")
+    if session.is_main:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    if not session.is_main:
+        return
+    for unwanted in ("training_args.bin", "README.md"):
+        (unfinished / unwanted).unlink(missing_ok=True)
+    manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
+    if manifest.is_complete(final) and filecmp.cmp(final / manifest.NAME, unfinished / manifest.NAME, shallow=False):
+        shutil.rmtree(unfinished)
+        return
+    earlier = final.with_name("adapter.replaced")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if final.exists():
+        final.rename(earlier)
+    unfinished.rename(final)
+    shutil.rmtree(earlier, ignore_errors=True)

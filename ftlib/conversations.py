@@ -1,0 +1,235 @@
+"""Rows of every accepted shape, read as conversations in the published schema; what is wrong with a row is named.
+
+Accepted are the published schema itself; `messages` alone, with or without `thinking`, or with `<think>…</think>` in a
+reply; `prompt` and `completion`, as texts or lists of messages; and other columns that a profile names in
+`data.columns`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftlib.errors import FtlibError
+from ftlib.harmony import MARKERS
+from ftlib.profiles import ColumnRole, nearest
+
+COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final", "messages")
+"""The published schema."""
+
+TEXT_COLUMNS = ("reasoning_language", "user", "analysis", "final")
+"""Its columns that must hold text; `developer` may be empty, since not every conversation has instructions."""
+
+SYSTEM_ROLES = ("system", "developer")
+ROLES = ("user", "assistant", *SYSTEM_ROLES)
+LONGEST_SHOWN = 80
+
+_LANGUAGE = re.compile(r"^\s*reasoning language:[ \t]*(\S.*?)\s*$\n*", re.IGNORECASE | re.MULTILINE)
+_THINK_TAG = re.compile(r"</?think>")
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+
+Row = Mapping[str, Any]
+
+
+class BadRow(Exception):
+    """A row that cannot be trained on.
+
+    Args:
+        field: where in the row.
+        found: what is there.
+        expected: what should be.
+    """
+
+    def __init__(self, field: str, found: str, expected: str) -> None:
+        super().__init__(field, found, expected)
+        self.field, self.found, self.expected = field, found, expected
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message as it was read, not checked yet, with the names of the fields that it came from."""
+
+    role: Any
+    content: Any
+    thinking: Any
+    field: str
+    thinking_field: str
+
+
+def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Callable[[Row], dict[str, Any]]:
+    """How rows with these columns are read.
+
+    Args:
+        column_names: the columns of a data set.
+        columns: what they hold where they are named otherwise, as a profile's `data.columns` has it.
+
+    Returns:
+        A function from a row to the same in the published schema, which raises BadRow.
+
+    Raises:
+        FtlibError: the columns have none of the accepted shapes, or one that the profile names is not there.
+    """
+    names = list(column_names)
+    if columns:
+        _check_mapping(names, columns)
+        return lambda row: _from_columns(row, columns)
+    if set(COLUMNS) <= set(names):
+        return _from_published
+    if "messages" in names:
+        return _from_messages
+    if {"prompt", "completion"} <= set(names):
+        return _from_prompt
+    raise FtlibError(
+        f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
+        ' [data] columns = { prompt = "…", response = "…" }'
+    )
+
+
+def _check_mapping(names: list[str], columns: Mapping[ColumnRole, str]) -> None:
+    if not {"prompt", "response"} <= set(columns):
+        raise FtlibError(
+            f"data.columns names {sorted(columns)}; expected at least prompt and response; add what is missing"
+        )
+    for role, name in columns.items():
+        if name not in names:
+            raise FtlibError(f"data.columns.{role} = {name!r}: the data set has no such column; {nearest(name, names)}")
+
+
+def _from_published(row: Row) -> dict[str, Any]:
+    for column in TEXT_COLUMNS:
+        _text(row[column], column)
+    if not _is_empty(row["developer"]):
+        _text(row["developer"], "developer")
+    turns = _turns(row["messages"], "messages")
+    conversation = _conversation(turns, None, "")
+    if not conversation["analysis"]:
+        raise BadRow(turns[-1].thinking_field, "nothing", "the reply's reasoning")
+    return {column: row[column] for column in COLUMNS} | {"messages": conversation["messages"]}
+
+
+def _from_messages(row: Row) -> dict[str, Any]:
+    turns = _turns(row["messages"], "messages")
+    return _conversation(turns, row.get("reasoning_language"), "reasoning_language")
+
+
+def _from_prompt(row: Row) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
+    asked = _turns(prompt, "prompt") if isinstance(prompt, list) else [Turn("user", prompt, None, "prompt", "prompt")]
+    told = (
+        _turns(completion, "completion")
+        if isinstance(completion, list)
+        else [Turn("assistant", completion, None, "completion", "completion")]
+    )
+    return _conversation([*asked, *told], row.get("reasoning_language"), "reasoning_language")
+
+
+def _from_columns(row: Row, columns: Mapping[ColumnRole, str]) -> dict[str, Any]:
+    turns = []
+    system = columns.get("system")
+    if system and not _is_empty(row[system]):
+        turns.append(Turn("system", row[system], None, system, system))
+    thinking = columns.get("thinking")
+    turns.append(Turn("user", row[columns["prompt"]], None, columns["prompt"], columns["prompt"]))
+    turns.append(
+        Turn(
+            "assistant",
+            row[columns["response"]],
+            row[thinking] if thinking else None,
+            columns["response"],
+            thinking or columns["response"],
+        )
+    )
+    language = columns.get("reasoning_language")
+    return _conversation(turns, row[language] if language else None, language or "")
+
+
+def _turns(messages: Any, field: str) -> list[Turn]:
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise BadRow(field, _shown(messages), "a list of messages with role and content")
+    return [
+        Turn(
+            message.get("role"),
+            message.get("content"),
+            message.get("thinking"),
+            f"{field}[{number}].content",
+            f"{field}[{number}].thinking",
+        )
+        for number, message in enumerate(messages)
+    ]
+
+
+def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict[str, Any]:
+    """A row in the published schema, checked."""
+    _check_roles(turns)
+    messages = [_message(turn) for turn in turns]
+    language = "" if _is_empty(language) else _text(language, language_field).strip()
+    system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    said = _LANGUAGE.search(system)
+    if said and language and said[1].casefold() != language.casefold():
+        raise BadRow(language_field, _shown(language), f"{said[1]}, which the system message asks for")
+    developer = _LANGUAGE.sub("", system, count=1).strip()
+    if language and not said:
+        system = f"reasoning language: {language}\n\n{system}".rstrip()
+    if system:
+        messages.insert(0, {"content": system, "role": "system", "thinking": None})
+    return {
+        "reasoning_language": language or (said[1] if said else ""),
+        "developer": developer,
+        "user": messages[-2]["content"],
+        "analysis": messages[-1]["thinking"] or "",
+        "final": messages[-1]["content"],
+        "messages": messages,
+    }
+
+
+def _check_roles(turns: list[Turn]) -> None:
+    """In the order that the template expects."""
+    roles = [turn.role for turn in turns]
+    field = turns[0].field.partition("[")[0]
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise BadRow(field, f"the role {_shown(unknown[0])}", "system, user and assistant")
+    spoken = roles[1:] if roles[0] in SYSTEM_ROLES else roles
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise BadRow(field, f"roles {_shown(roles)}", "system (or none), then user and assistant in turn")
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    content = _text(turn.content, turn.field)
+    thinking = None if _is_empty(turn.thinking) else _text(turn.thinking, turn.thinking_field)
+    if turn.role == "assistant":
+        content, thinking = _without_think_tags(content, thinking, turn.field)
+    return {"content": content, "role": "system" if turn.role in SYSTEM_ROLES else turn.role, "thinking": thinking}
+
+
+def _without_think_tags(content: str, thinking: str | None, field: str) -> tuple[str, str | None]:
+    """Split the reasoning off a reply that carries it between `<think>` and `</think>`."""
+    tags = _THINK_TAG.findall(content)
+    if not tags:
+        return content, thinking
+    split = _THOUGHT.fullmatch(content)
+    if tags != ["<think>", "</think>"] or not split:
+        raise BadRow(field, f"the tags {' '.join(tags)}", "one <think>…</think> at the beginning of the reply")
+    if thinking:
+        raise BadRow(field, "reasoning in <think> and in thinking", "one of the two")
+    return _text(split[2], field), split[1].strip() or None
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or _is_empty(value):
+        raise BadRow(field, _shown(value), "text")
+    marker = re.search(MARKERS, value)
+    if marker:
+        raise BadRow(field, f"the marker {marker[0]}", "text without markers, which the template writes itself")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if _is_empty(value):
+        return "nothing"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

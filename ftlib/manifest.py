@@ -1,0 +1,107 @@
+"""The checksums beside a folder's files, by which anyone can tell that they are whole and are what was written.
+
+The manifest is written last and in one step, so a folder that was cut short while it was filled has none.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ftlib.errors import FtlibError
+
+NAME = "manifest.json"
+
+
+class Entry(BaseModel, frozen=True, extra="forbid"):
+    """What a file must be: its SHA-256 and its size in bytes."""
+
+    sha256: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size:,} bytes with SHA-256 {self.sha256[:12]}…"
+
+
+_LISTED = TypeAdapter(dict[str, Entry])
+
+
+def write(folder: Path, names: Iterable[str]) -> None:
+    """Write `folder/manifest.json` about the named files, once they are safely on the disk.
+
+    Raises:
+        FtlibError: one of the files is missing.
+    """
+    listed = sorted({*names} - {NAME})
+    path = folder / NAME
+    path.unlink(missing_ok=True)  # an earlier one may describe other contents
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        raise FtlibError(f"{folder.name}/ lacks {missing}, expected them there for its {NAME}; write them first")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_bytes(_LISTED.dump_json({name: _describe(folder / name) for name in listed}, indent=2) + b"\n")
+    for written in (*(folder / name for name in listed), unfinished):
+        _flush(written)
+    unfinished.replace(path)
+    _flush(folder)
+
+
+def read(folder: Path) -> dict[str, Entry]:
+    """Read what the folder's manifest says of each file.
+
+    Raises:
+        FtlibError: there is none, because the folder was not written to its end, or it cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise FtlibError(f"found no {NAME} in {folder.name}/, expected one in a finished folder; write it again")
+    try:
+        return _LISTED.validate_json(path.read_bytes())
+    except ValidationError:
+        raise FtlibError(
+            f"found {folder.name}/{NAME} unreadable, expected each file's sha256 and size; write the folder again"
+        ) from None
+
+
+def verify(folder: Path) -> None:
+    """Compare every file that the manifest lists with what it says.
+
+    Raises:
+        FtlibError: there is no manifest, or a file is missing or has changed; the first one is named.
+    """
+    for name, expected in read(folder).items():
+        found = _describe(folder / name) if (folder / name).is_file() else "nothing"
+        if found != expected:
+            raise FtlibError(
+                f"{folder.name}/{name}: found {found}, expected {expected}, as {NAME} has it; write the folder again"
+            )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder has a manifest, and every file in it is there and unchanged."""
+    try:
+        verify(folder)
+    except FtlibError:
+        return False
+    return True
+
+
+def checksum(data: bytes) -> str:
+    """The SHA-256 of some bytes, as a manifest has it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _describe(path: Path) -> Entry:
+    data = path.read_bytes()
+    return Entry(sha256=checksum(data), size=len(data))
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold it: otherwise, after a power cut, there may be a manifest and not what it vouches for."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

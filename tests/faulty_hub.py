@@ -1,0 +1,97 @@
+"""The rehearsal Hub on a bad day: it answers the requests that a test picks with a fault, and counts them all."""
+
+import asyncio
+import re
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ftlib.rehearsal.hub import RehearsalHub
+
+STATUSES = ("401", "403", "404", "409", "412", "429", "500", "503")
+# No answer: the connection is reset at once, or nothing comes. Half an answer: then the connection is closed, or reset.
+BROKEN = ("reset", "stall", "cut short", "reset half-way")
+FAULTS = (*STATUSES, *BROKEN)
+# A bad Hub may say anything, and nothing of it belongs in what a person is told.
+GOSSIP = "Bearer {token} was not welcome"
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class FaultyHub(RehearsalHub):
+    """A rehearsal Hub that can be told to answer some requests with a fault.
+
+    Args:
+        state_dir: Where pushed repositories are kept.
+        stall_s: How long a stalled request gets no answer.
+    """
+
+    def __init__(self, state_dir: Path, stall_s: float) -> None:
+        super().__init__(state_dir)
+        self._healthy, self._app = self._app, self
+        self._stall_s = stall_s
+        self.recover()
+
+    def fail(self, fault: str, request: str, times: float) -> None:
+        """From here on, answer the first `times` requests whose method and path match a pattern with a fault."""
+        self.recover()
+        self._fault, self._request, self._left = fault, re.compile(request), times
+
+    def recover(self) -> None:
+        """Be well again, and forget what was asked."""
+        self.requests: list[str] = []  # method and path
+        self.ranges: list[str] = []  # which parts of files
+        self.failed = 0
+        self._left: float = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = f"{scope['method']} {scope['path']}"
+        self.requests.append(request)
+        self.ranges += [value.decode() for name, value in scope["headers"] if name == b"range"]
+        if not self._left or not self._request.fullmatch(request):
+            await self._healthy(scope, receive, send)
+            return
+        self._left -= 1
+        self.failed += 1
+        if self._fault in STATUSES:
+            await self._refusal()(scope, receive, send)
+            return
+        if self._fault == "stall":
+            await asyncio.sleep(self._stall_s)
+        elif self._fault != "reset":
+            await self._half(scope, receive, send)
+        await _hang_up(send, reset=self._fault.startswith("reset"))
+
+    def _refusal(self) -> Response:
+        """A gateway's page for 5xx, else the Hub's JSON; with a conflict comes the address that is taken."""
+        status, gossip = int(self._fault), GOSSIP.format(token=self.token)
+        if status >= 500:
+            return HTMLResponse(f"<html>{gossip}</html>", status)
+        body = {"error": gossip, "url": f"{self.endpoint}/learner/gpt-oss-tiny-multilingual-reasoner"}
+        return JSONResponse(body, status, {"Retry-After": "1"} if status == 429 else {})
+
+    async def _half(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do as asked, and send half of the answer, below the headers of the whole."""
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        await self._healthy(scope, receive, keep)
+        body = b"".join(message.get("body", b"") for message in answer[1:])
+        if scope["method"] == "HEAD":  # has no half
+            return
+        await send(answer[0])
+        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+        await asyncio.sleep(0.02)  # a reset overtakes what has not arrived
+
+
+async def _hang_up(send: Any, *, reset: bool) -> None:
+    transport = send.__self__.transport  # uvicorn's, since nothing stands between it and this Hub
+    if reset:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    transport.close()
+    await asyncio.sleep(0)  # uvicorn would otherwise still answer for a request that had no answer
