@@ -135,11 +135,9 @@ def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
 def _first_of(bad: list[ReadRow], settings: Data) -> str:
     first = bad[0].told
     place = f"{first['file']}, row {first['row']}, {first['field']}"
-    others = f", as {len(bad) - 1} more rows are wrong" if len(bad) > 1 else ""
-    advice = (
-        "mend it" if settings.on_bad_row == "drop" else 'mend it, or leave such rows out with data.on_bad_row = "drop"'
-    )
-    return f"{place}: found {first['found']}, expected {first['expected']}; {advice}{others}"
+    dropping = "" if settings.on_bad_row == "drop" else ', or leave such rows out with data.on_bad_row = "drop"'
+    others = f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""
+    return f"{place}: found {first['found']}, expected {first['expected']}; mend it{dropping}{others}"
 
 
 def _keep_dropped(bad: list[ReadRow], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftlib import records
 from ftlib.errors import FtlibError
-from ftlib.runner import NOTEBOOKS
+from ftlib.runner import NOTEBOOKS, UNFINISHED
 
 # What the index shows of the records: label, notebook, key ("after.loss" lies inside "after"), how to write the value.
 RESULTS = (
@@ -73,21 +73,28 @@ def write(output_dir: Path) -> Path:
     """
     import nbformat
 
-    executed = [path for name in NOTEBOOKS if (path := output_dir / "notebooks" / f"{name}.ipynb").is_file()]
+    executed = dict(_executed(output_dir / "notebooks"))
     if not executed:
         raise FtlibError(f"no executed notebooks of {output_dir.name} were found; run `ftlib run` first")
     folder = output_dir / "report"
     folder.mkdir(exist_ok=True)
     figures, links = [], []
-    for path in executed:
+    for name, path in executed.items():
         notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-        figures += [_figure(path.stem, heading, image) for heading, image in _plots(notebook)]
-        links.append(_link(path.stem, notebook))
-        (folder / f"{path.stem}.html").write_text(_page(notebook, path.stem), encoding="utf-8")
-    made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed), UTC)
+        figures += [_figure(name, heading, image) for heading, image in _plots(notebook)]
+        links.append(_link(name, notebook))
+        (folder / f"{name}.html").write_text(_page(notebook, name), encoding="utf-8")
+    made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed.values()), UTC)
     index = folder / "index.html"
     index.write_text(_index(output_dir, made, links, figures), encoding="utf-8")
     return index
+
+
+def _executed(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Each notebook that was run to its end or, where it never was, as far as it came."""
+    for name in NOTEBOOKS:
+        found = [path for ending in (".ipynb", UNFINISHED) if (path := folder / f"{name}{ending}").is_file()]
+        yield from ((name, path) for path in found[:1])
 
 
 def _page(notebook: Any, title: str) -> str:

@@ -20,13 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ftlib import doctor, profiles
+from ftlib import data, doctor, profiles
 from ftlib.errors import FtlibError
 from ftlib.redaction import redact
 from ftlib.session import project_root
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
 TRAINING = "04_train_lora"
+UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
 
 
@@ -50,8 +51,8 @@ def run(
         The run's folder. Each executed notebook is in its `notebooks/`, also when it failed.
 
     Raises:
-        FtlibError: a name is unknown, `processes` makes no sense, the disk has too little room, or a cell failed, which
-            is then named with the cause.
+        FtlibError: a name is unknown, `processes` makes no sense, the disk has too little room, a data file cannot be
+            read, or a cell failed, which is then named with the cause.
     """
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
     _check_processes(names, processes)
@@ -60,6 +61,7 @@ def run(
         output_root = _unfinished_root(output_root, loaded.name, console)
     output_dir = project_root() / output_root / loaded.name
     doctor.check_disk(loaded, output_dir)
+    data.source(loaded.data)  # or a person would learn only in notebook 02 that a file cannot be read
     if profile.endswith(".toml"):
         profile = os.path.relpath(profile, project_root())  # the kernels' working folder
     parameters = {"profile": profile, "output_root": output_root}
@@ -145,7 +147,10 @@ def _launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
 
 
 def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
-    """Execute one notebook in this process's rank, and keep it; of a rank other than 0 only a failure is kept."""
+    """Execute one notebook in this process's rank, and keep it; of a rank other than 0 only a failure is kept.
+
+    Until it has run to its end it is called `<name>.unfinished.ipynb`, and an earlier one that had stays beside it.
+    """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -155,7 +160,8 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
     if not source.is_file():
         raise FtlibError(f"found no notebooks/{name}.ipynb; run this in the project's folder")
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / (f"{name}.rank{rank}.ipynb" if rank else f"{name}.ipynb")
+    own_name = f"{name}.rank{rank}" if rank else name
+    kept = folder / f"{own_name}{UNFINISHED}"
     _keep_no_secrets()
     try:
         # papermill writes both paths into the notebook, so they are given as seen from the project's folder.
@@ -167,6 +173,8 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
         raise FtlibError(f"{_place(name, kept)}: {error} (out of memory?); see {shown(kept)}") from None
     if rank:
         kept.unlink()
+    else:
+        kept.replace(folder / f"{name}.ipynb")
 
 
 def _keep_no_secrets() -> None:
@@ -183,8 +191,13 @@ def _kernel() -> dict[str, Any]:
 
     # A user-level kernel of the same name may belong to another environment.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    # Or each kernel warns on the terminal that it could be listened to.
-    return {"kernel_name": "python3", "config": Config({"KernelManager": {"transport_encryption": "auto"}})}
+    return {
+        "kernel_name": "python3",
+        # Or each kernel warns on the terminal that it could be listened to,
+        "config": Config({"KernelManager": {"transport_encryption": "auto"}}),
+        # and now and then that it was interrupted, when it is only shut down after an error.
+        "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
+    }
 
 
 def _place(name: str, kept: Path) -> str:

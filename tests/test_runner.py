@@ -47,9 +47,22 @@ def test_a_failing_cell_is_named_in_one_line_and_the_notebook_kept(project: Path
     assert result.returncode == 1
     assert result.stderr == (
         "error: 01_setup, cell [4] `raise ValueError('the disk is full')`: ValueError: the disk is full; "
-        "see outputs/tiny/notebooks/01_setup.ipynb\n"
+        "see outputs/tiny/notebooks/01_setup.unfinished.ipynb\n"
     )
-    assert "the disk is full" in (project / "outputs/tiny/notebooks/01_setup.ipynb").read_text()
+    assert "the disk is full" in (project / "outputs/tiny/notebooks/01_setup.unfinished.ipynb").read_text()
+
+
+def test_a_notebook_that_fails_leaves_the_finished_one_as_it_was(project: Path) -> None:
+    write_notebook(project, "01_setup", "1")
+    assert ftlib("run", "01_setup").returncode == 0
+    folder = project / "outputs/tiny/notebooks"
+    finished = (folder / "01_setup.ipynb").read_bytes()
+    write_notebook(project, "01_setup", "1 / 0")
+    assert ftlib("run", "01_setup").returncode == 1
+    assert (folder / "01_setup.ipynb").read_bytes() == finished
+    write_notebook(project, "01_setup", "2")
+    assert ftlib("run", "01_setup").returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["01_setup.ipynb"]
 
 
 def test_an_error_meant_for_people_is_told_without_its_class(project: Path) -> None:
@@ -100,9 +113,9 @@ def test_a_failing_rank_is_told_in_one_line_and_its_notebook_kept(project: Path)
     assert result.returncode == 1
     assert result.stderr == (
         "error: 04_train_lora, cell [3] `import os`: AssertionError: rank 1 is ill; "
-        "see outputs/tiny/notebooks/04_train_lora.rank1.ipynb\n"
+        "see outputs/tiny/notebooks/04_train_lora.rank1.unfinished.ipynb\n"
     )
-    assert (project / "outputs/tiny/notebooks/04_train_lora.rank1.ipynb").is_file()
+    assert (project / "outputs/tiny/notebooks/04_train_lora.rank1.unfinished.ipynb").is_file()
 
 
 def test_a_kernel_that_dies_is_told_in_one_line(project: Path) -> None:
@@ -111,7 +124,7 @@ def test_a_kernel_that_dies_is_told_in_one_line(project: Path) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         "error: 01_setup, cell [3] `import os; os._exit(1)`: Kernel died (out of memory?); "
-        "see outputs/tiny/notebooks/01_setup.ipynb\n"
+        "see outputs/tiny/notebooks/01_setup.unfinished.ipynb\n"
     )
 
 
@@ -232,7 +245,8 @@ def test_report_of_an_unfinished_run_says_what_is_missing(finished_run: Path) ->
     path = finished_run / "notebooks/01_setup.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.papermill = {"duration": 3.4, "exception": True}
-    nbformat.write(notebook, path)
+    path.unlink()
+    nbformat.write(notebook, path.with_name("01_setup.unfinished.ipynb"))
     text = report.write(finished_run).read_text()
     assert "<td>Updates</td><td>not run</td>" in text
     assert "3 s, stopped by an error" in text

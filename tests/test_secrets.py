@@ -241,7 +241,7 @@ def test_runs_end_as_they_should(guarded: Runs) -> None:
     assert re.match(r"1: 05_push_and_infer +✗ ", refused)
     assert reported == "0: outputs/tiny/report/index.html\n"
     output = guarded.folders[0] / "outputs/tiny"
-    notebooks = {path.stem: path.read_text() for path in (output / "notebooks").iterdir()}
+    notebooks = {path.name.split(".")[0]: path.read_text() for path in (output / "notebooks").iterdir()}
     assert set(notebooks) == {"01_setup", "02_explore_dataset", "05_push_and_infer"}
     assert all(notebook.count("[secret removed]") > 10 * len(NAMES) for notebook in notebooks.values())
     assert "You may not do this with Bearer [secret removed]" in notebooks["05_push_and_infer"]
@@ -258,7 +258,7 @@ def test_no_secret_is_left_anywhere(guarded: Runs, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_without_the_guard_the_search_finds_each(unguarded: Runs, name: str) -> None:
     places = unguarded.places(name)
-    for place in ("notebooks/02_explore_dataset.ipynb", "records/01_setup.json"):
+    for place in ("notebooks/02_explore_dataset.unfinished.ipynb", "records/01_setup.json"):
         assert f"project/outputs/tiny/{place}" in places
     assert places[-1].startswith("1: 02_explore_dataset")
 
@@ -266,7 +266,7 @@ def test_without_the_guard_the_search_finds_each(unguarded: Runs, name: str) -> 
 def test_a_failing_rank_tells_no_secret(tmp_path: Path, refusing_hub: str) -> None:
     runs = run(tmp_path, refusing_hub, [["run", "04_train_lora", "--nproc", "2"]])
     assert "PermissionError: ['[secret removed]', '[secret removed]', " in runs.printed[0]
-    assert list(tmp_path.glob("project/outputs/tiny/notebooks/*.rank1.ipynb"))
+    assert list(tmp_path.glob("project/outputs/tiny/notebooks/*.rank1.unfinished.ipynb"))
     assert [runs.places(name) for name in PLANTED] == [[]] * len(PLANTED)
 
 

@@ -187,7 +187,7 @@ def test_a_push_without_training_says_what_to_do(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "run 03_load_model.ipynb to its end first" in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
-    assert (tmp_path / "outputs/tiny/notebooks/05_push_and_infer.ipynb").is_file()
+    assert (tmp_path / "outputs/tiny/notebooks/05_push_and_infer.unfinished.ipynb").is_file()
 
 
 def test_committed_notebooks_pass_nbval(tmp_path: Path) -> None:

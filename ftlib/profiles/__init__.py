@@ -223,7 +223,7 @@ def _path(name: str) -> Path:
             raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
         return path
     if name not in shipped():
-        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}; shipped are {shipped()}")
+        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
     return FOLDER / f"{name}.toml"
 
 
