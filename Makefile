@@ -10,7 +10,7 @@ NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-key
 	"metadata.papermill metadata.language_info.version cell.metadata.papermill"
 
 # A file's tests share what they prepare, so a file stays on one worker; and two workers with a thread each finish sooner.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

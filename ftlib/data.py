@@ -247,7 +247,8 @@ def ask_for_language(rows: "Dataset", language: str) -> "Dataset":
     system = f"reasoning language: {language}"
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        asked = {"role": "system", "content": f"{system}\n\n{row['developer']}", "thinking": None}
+        instructions = [system, row["developer"]] if row["developer"] else [system]
+        asked = {"role": "system", "content": "\n\n".join(instructions), "thinking": None}
         others = [message for message in row["messages"] if message["role"] != "system"]
         return {"reasoning_language": language, "messages": [asked, *others]}
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
+LONGEST_FIRST = ("test_walkthrough", "test_interruption", "test_own_data", "test_nbval", "test_faults", "test_secrets")
 NOWHERE = "http://127.0.0.1:9"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -39,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     }
     # peft 0.21 still asks transformers 5.23 by the old name.
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is still busy with one when the others are done."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

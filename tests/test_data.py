@@ -1,31 +1,85 @@
 """The data before training: the schema is checked row by row, and nothing that is measured with is trained on."""
 
+import copy
+import json
+import tempfile
 from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
-from transformers import PreTrainedTokenizerFast
+from datasets import Dataset, load_dataset
+from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import get_training_chat_template
 
-from ftlib import data
+from ftlib import data, profiles
+from ftlib.conversations import COLUMNS, TEXT_COLUMNS
 from ftlib.errors import FtlibError
+from ftlib.harmony import IGNORED, pin_date, split_channels
+from ftlib.profiles import Data
+
+Said = dict[str, str | None]
 
 
-def message(role: str, content: str | None = "something", thinking: str | None = None) -> dict[str, str | None]:
+def message(role: str, content: str | None = "something", thinking: str | None = None) -> Said:
     return {"content": content, "role": role, "thinking": thinking}
 
 
-def row(*messages: dict[str, str | None], **columns: str | None) -> dict[str, Any]:
-    texts = dict.fromkeys((*data.TEXT_COLUMNS, "developer"), "something") | columns
+def row(*messages: Said, **columns: str | None) -> dict[str, Any]:
+    texts = dict.fromkeys((*TEXT_COLUMNS, "developer"), "something") | columns
     said = messages or (message("system"), message("user"), message("assistant", thinking="because"))
     return {**texts, "messages": list(said)}
 
 
-def refusal(rows: Dataset) -> str:
-    with pytest.raises(FtlibError) as raised:
-        data.check_schema(rows)
+def rows_of(*rows: dict[str, Any]) -> Dataset:
+    """Rows that differ in what nothing is measured by, so that none is taken for another's copy."""
+    said = [
+        {**row, "analysis": f"{row['analysis']} {n}" if row["analysis"] == "something" else row["analysis"]}
+        for n, row in enumerate(rows)
+    ]
+    return Dataset.from_list(said)
+
+
+@pytest.fixture
+def settings() -> Data:
+    return profiles.load("tiny").data
+
+
+@pytest.fixture
+def dropping(settings: Data) -> Data:
+    return settings.model_copy(update={"on_bad_row": "drop"})
+
+
+def own(settings: Data, place: Path, **changes: Any) -> Data:
+    return Data.model_validate(settings.model_dump() | {"dataset": str(place), "revision": None} | changes)
+
+
+def bad(rows: Dataset, settings: Data) -> dict[str, Any]:
+    """What the check says of the one bad row, which stopping says, too."""
+    found = data.check(rows, settings).to_dict("records")
+    assert len(found) == 1
+    told = {str(key): value for key, value in found[0].items()}
+    assert refusal(rows, settings) == (
+        "rehearsal/multilingual-thinking-sample, row {row}, {field}: found {found}, expected {expected}; mend it, or "
+        'leave such rows out with data.on_bad_row = "drop"'.format(**told)
+    )
+    return told
+
+
+def refusal(rows: Dataset, settings: Data) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(FtlibError) as raised:
+            data.conversations(rows, settings, Path(folder))
+        assert not list(Path(folder).iterdir()), "nothing is dropped where the run stops"
     assert "\n" not in str(raised.value)
     return str(raised.value)
+
+
+def dropped(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / data.DROPPED).open(encoding="utf-8")]
 
 
 @pytest.fixture
@@ -34,32 +88,64 @@ def prompts() -> Dataset:
     return Dataset.from_list([row(user=f"question {number // 2}", final=str(number)) for number in range(100)])
 
 
-def test_the_shipped_rows_are_in_the_schema(sample: Dataset) -> None:
-    data.check_schema(sample)
-    data.check_schema(data.held_out_questions())
+def test_the_shipped_rows_are_in_the_schema_and_stay_as_they_are(
+    sample: Dataset, settings: Data, tmp_path: Path
+) -> None:
+    for rows in (sample, data.held_out_questions()):
+        assert data.check(rows, settings).empty
+        assert data.conversations(rows, settings, tmp_path) is rows
+    assert not list(tmp_path.iterdir())
 
 
-def test_rows_with_and_without_system_message_and_of_several_turns_are_in_the_schema() -> None:
+def test_rows_with_and_without_system_message_and_of_several_turns_are_in_the_schema(settings: Data) -> None:
     turn = (message("user"), message("assistant", thinking="because"))
-    data.check_schema(Dataset.from_list([row(), row(*turn), row(message("system"), *turn, *turn)]))
+    rows = rows_of(row(), row(*turn), row(message("system"), *turn, *turn), row(message("developer"), *turn))
+    assert data.check(rows, settings).empty
 
 
-@pytest.mark.parametrize("column", [*data.TEXT_COLUMNS, "developer", "messages"])
-def test_a_missing_column_is_named(column: str) -> None:
-    message = refusal(Dataset.from_list([row()]).remove_columns(column))
-    assert f"lacks ['{column}']" in message
-    assert "found columns" in message
+def test_a_row_may_come_without_instructions(settings: Data) -> None:
+    assert data.check(rows_of(row(), row(developer=""), row(developer=None)), settings).empty
 
 
-def test_no_rows_at_all_are_refused() -> None:
-    assert "no rows" in refusal(Dataset.from_list([row()]).select([]))
+def test_published_columns_in_another_order_or_among_others_are_put_right(
+    sample: Dataset, settings: Data, tmp_path: Path
+) -> None:
+    few = sample.select(range(3))
+    mixed = few.select_columns(few.column_names[::-1]).add_column("source", ["a", "b", "c"])
+    kept = data.conversations(mixed, settings, tmp_path)
+    assert kept.column_names == sample.column_names
+    assert list(kept) == list(few)
 
 
-@pytest.mark.parametrize("column", data.TEXT_COLUMNS)
+@pytest.mark.parametrize("column", [*TEXT_COLUMNS, "developer"])
+def test_a_row_that_lacks_a_column_is_read_by_its_messages(column: str, settings: Data, tmp_path: Path) -> None:
+    kept = data.conversations(Dataset.from_list([row()]).remove_columns(column), settings, tmp_path)
+    assert kept[0]["final"] == kept[0]["messages"][-1]["content"] == "something"
+    assert kept[0]["analysis"] == kept[0]["messages"][-1]["thinking"] == "because"
+
+
+def test_columns_of_no_accepted_shape_are_listed(settings: Data) -> None:
+    rows = Dataset.from_list([row()]).remove_columns("messages")
+    assert refusal(rows, settings).startswith("the data set has columns ['reasoning_language', 'user', 'analysis'")
+    with pytest.raises(FtlibError, match="the data set has columns"):
+        data.check(rows, settings)
+
+
+def test_no_rows_at_all_are_refused(settings: Data) -> None:
+    rows = Dataset.from_list([row()]).select([])
+    assert refusal(rows, settings) == "rehearsal/multilingual-thinking-sample has no rows; expected at least one"
+
+
+@pytest.mark.parametrize("column", TEXT_COLUMNS)
 @pytest.mark.parametrize("found", ["", "  ", None])
-def test_an_empty_field_is_named_with_its_row(column: str, found: str | None) -> None:
-    message = refusal(Dataset.from_list([row(), row(**{column: found})]))
-    assert message.startswith(f"row 1, {column}: found {found!r}, expected text")
+def test_an_empty_field_is_named_with_its_row(column: str, found: str | None, settings: Data) -> None:
+    assert bad(rows_of(row(), row(**{column: found})), settings) == {
+        "file": "rehearsal/multilingual-thinking-sample",
+        "row": 1,
+        "field": column,
+        "found": "nothing",
+        "expected": "text",
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,24 +158,137 @@ def test_an_empty_field_is_named_with_its_row(column: str, found: str | None) ->
         ["user", "user", "assistant"],
         ["user", "system", "assistant"],
         ["system", "system", "user", "assistant"],
-        ["developer", "user", "assistant"],
+        ["user", "developer", "user", "assistant"],
     ],
 )
-def test_roles_out_of_order_are_named_with_their_row(roles: list[str]) -> None:
+def test_roles_out_of_order_are_named_with_their_row(roles: list[str], settings: Data) -> None:
     wrong = row(*(message(role, thinking="because") for role in roles))
-    assert refusal(Dataset.from_list([row(), row(), wrong])).startswith(f"row 2, messages: found roles {roles}")
+    told = bad(rows_of(row(), row(), wrong), settings)
+    assert (told["row"], told["field"], told["found"]) == (2, "messages", f"roles {roles}")
 
 
 @pytest.mark.parametrize("content", ["", None])
-def test_a_message_without_content_is_named(content: str | None) -> None:
+def test_a_message_without_content_is_named(content: str | None, settings: Data) -> None:
     wrong = row(message("user", content), message("assistant", thinking="because"))
-    assert refusal(Dataset.from_list([row(), wrong])).startswith("row 1, messages[0].content: found nothing")
+    told = bad(rows_of(row(), wrong), settings)
+    assert (told["row"], told["field"], told["found"]) == (1, "messages[0].content", "nothing")
 
 
 @pytest.mark.parametrize("thinking", ["", None])
-def test_a_reply_without_reasoning_is_named(thinking: str | None) -> None:
+def test_a_reply_without_reasoning_is_named(thinking: str | None, settings: Data) -> None:
     wrong = row(message("system"), message("user"), message("assistant", thinking=thinking))
-    assert refusal(Dataset.from_list([wrong])).startswith("row 0, messages[2].thinking: found nothing")
+    told = bad(rows_of(wrong), settings)
+    assert (told["row"], told["field"], told["found"]) == (0, "messages[2].thinking", "nothing")
+
+
+def prompt(question: str, answer: str = "a") -> dict[str, str]:
+    return {"prompt": question, "completion": answer}
+
+
+def test_stopping_names_the_first_bad_row_and_counts_the_others(settings: Data, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    lines = [prompt("q"), prompt("q\n", ""), prompt(""), prompt("<|end|>")]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert refusal(Dataset.from_list(lines), own(settings, file)) == (
+        "own.jsonl, row 2, completion: found nothing, expected text; mend it, or leave such rows out with "
+        'data.on_bad_row = "drop" (3 bad rows in all)'
+    )
+
+
+def test_dropped_rows_are_kept_whole_with_the_reasons(dropping: Data, tmp_path: Path) -> None:
+    rows = Dataset.from_list([prompt("q1"), prompt("q2", "<|return|>"), prompt("q1"), prompt("¿q3?", " ")])
+    kept = data.conversations(rows, dropping, tmp_path)
+    assert kept["user"][:] == ["q1"]
+    assert kept.column_names == list(COLUMNS)
+    place = {"file": "rehearsal/multilingual-thinking-sample"}
+    assert dropped(tmp_path) == [
+        place
+        | {
+            "row": 1,
+            "field": "completion",
+            "found": "the marker <|return|>",
+            "expected": "text without markers, which the template writes itself",
+            "record": rows[1],
+        },
+        place
+        | {
+            "row": 2,
+            "field": "the whole row",
+            "found": "the same as row 0 of rehearsal/multilingual-thinking-sample",
+            "expected": "each conversation once",
+            "record": rows[2],
+        },
+        place | {"row": 3, "field": "completion", "found": "nothing", "expected": "text", "record": rows[3]},
+    ]
+    assert "¿q3?" in (tmp_path / data.DROPPED).read_text(encoding="utf-8"), "to be read by people"
+    assert data.check(rows, dropping)["row"].tolist() == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == [data.DROPPED]
+
+
+def test_a_record_that_json_does_not_know_is_kept_as_text(dropping: Data, tmp_path: Path) -> None:
+    moment = datetime(2025, 8, 5, 12)
+    rows = Dataset.from_list([prompt("q1") | {"at": moment}, prompt("") | {"at": moment}])
+    data.conversations(rows, dropping, tmp_path)
+    assert dropped(tmp_path)[0]["record"] == prompt("") | {"at": str(moment)}
+
+
+def test_what_was_dropped_last_time_is_forgotten(dropping: Data, tmp_path: Path) -> None:
+    rows = Dataset.from_list([prompt("q1"), prompt("")])
+    data.conversations(rows, dropping, tmp_path)
+    assert len(dropped(tmp_path)) == 1
+    data.conversations(rows.select([0]), dropping, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_row_of_the_published_schema_is_dropped(dropping: Data, sample: Dataset, tmp_path: Path) -> None:
+    rows = Dataset.from_list([*sample.select(range(3)), sample[3] | {"final": ""}], features=sample.features)
+    kept = data.conversations(rows, dropping, tmp_path)
+    assert list(kept) == list(sample.select(range(3)))
+    assert kept.features == sample.features
+    assert [line["row"] for line in dropped(tmp_path)] == [3]
+
+
+def test_where_every_row_is_bad_dropping_stops_too(dropping: Data) -> None:
+    assert refusal(Dataset.from_list([prompt(""), prompt("q", "")]), dropping) == (
+        "rehearsal/multilingual-thinking-sample, row 0, prompt: found nothing, expected text; mend it "
+        "(2 bad rows in all)"
+    )
+
+
+def test_the_same_conversation_in_another_shape_is_a_copy(settings: Data) -> None:
+    thought = [message("user", "q"), message("assistant", "a", thinking="t")]
+    tagged = [message("user", "q"), message("assistant", "<think>t</think>a")]
+    other = [message("user", "q"), message("assistant", "a", thinking="another thought")]
+    told = bad(Dataset.from_list([{"messages": said} for said in (thought, other, tagged)]), settings)
+    assert (told["row"], told["field"]) == (2, "the whole row")
+    assert told["found"] == "the same as row 0 of rehearsal/multilingual-thinking-sample"
+
+
+def test_rows_of_several_files_are_numbered_in_each(settings: Data, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n\n" for q in ("q1", "", "q2")))
+    (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n" for q in ("q3", "q1", "<|call|>")))
+    here = own(settings, tmp_path)
+    rows = load_dataset(**data.source(here), split="train", cache_dir=str(tmp_path / "cache"))
+    found = data.check(rows, here)
+    assert found[["file", "row"]].values.tolist() == [["a.jsonl", 2], ["b.jsonl", 2], ["b.jsonl", 3]]
+    assert found["found"][1] == "the same as row 1 of a.jsonl"
+    few = data.check(rows.select([0, 1]), here)
+    assert few[["file", "row"]].values.tolist() == [[tmp_path.name, 1]], "of some rows, the number among them"
+
+
+def test_a_data_set_on_the_hub_is_named_with_its_commit(settings: Data) -> None:
+    assert data.source(settings) == {"path": settings.dataset, "revision": settings.revision}
+    assert settings.revision
+
+
+def test_share_0_measures_nothing_where_no_language_is_asked_for(settings: Data, tmp_path: Path) -> None:
+    rows = data.conversations(Dataset.from_list([prompt("q1"), prompt("q2")]), settings, tmp_path)
+    with pytest.raises(FtlibError, match=r"no row asks for a reasoning language.*set data.held_out_share, to 0.1 say"):
+        data.split(rows, 0, seed=0)
+    train, held_out = data.split(rows, 0.5, seed=0)
+    assert {*train["user"], *held_out["user"]} == {"q1", "q2"}
+    asked = Dataset.from_list([prompt("q1") | {"reasoning_language": "French"}, prompt("q2")])
+    assert len(data.split(data.conversations(asked, settings, tmp_path), 0, seed=0)[1]) == 120
 
 
 def test_share_0_trains_on_every_row_and_measures_with_the_shipped_questions(sample: Dataset) -> None:
@@ -162,5 +361,143 @@ def test_another_language_is_asked_for_and_nothing_else_changes(sample: Dataset)
         assert f"reasoning language: {before['reasoning_language']}\n" in before["messages"][0]["content"]
 
 
-def test_a_row_may_come_without_instructions() -> None:
-    data.check_schema(Dataset.from_list([row(), row(developer=""), row(developer=None)]))
+def test_a_row_without_instructions_is_asked_for_its_language_alone(settings: Data, tmp_path: Path) -> None:
+    rows = data.conversations(Dataset.from_list([prompt("q1")]), settings, tmp_path)
+    asked = data.ask_for_language(rows, "French")[0]["messages"]
+    assert asked == [message("system", "reasoning language: French"), message("user", "q1"), message("assistant", "a")]
+
+
+def test_cut_rows_are_told_with_what_they_lose(sample: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = sample.select(range(20))
+    lengths = data.token_lengths(rows, tokenizer)
+    limit = int(lengths["tokens"].nlargest(3).iloc[-1]) - 1
+    cut = data.cut_rows(lengths, rows, tokenizer, limit)
+    assert cut.index.name == "row"
+    assert cut.index.tolist() == [number for number, tokens in enumerate(lengths["tokens"]) if tokens > limit]
+    assert len(cut) >= 3
+    for number, told in cut.iterrows():
+        text = str(tokenizer.apply_chat_template(rows[number]["messages"], tokenize=False))
+        tokens = tokenizer.apply_chat_template(rows[number]["messages"])["input_ids"]
+        assert told.tolist()[:2] == [len(tokens), len(tokens) - limit]
+        assert text == tokenizer.decode(tokens[:limit]) + told["text_cut"]
+    assert data.cut_rows(lengths, rows, tokenizer, lengths["tokens"].max()).empty
+
+
+# What is trained on. ------------------------------------------------------------------------------------------------
+
+OPENING = [message("system", "Be brief."), message("user", "Capital of France?")]
+EARLIER = [message("assistant", "Paris.", thinking="Dropped by the template."), message("user", "And of Spain?")]
+WITHOUT = row(*OPENING, message("assistant", "Madrid."))
+TURNS = row(*OPENING, *EARLIER, message("assistant", "Madrid."))
+WITH = row(*OPENING, *EARLIER, message("assistant", "Madrid.", thinking="Piensa en España."))
+REPLY = "<|start|>assistant<|channel|>final<|message|>Madrid.<|return|>"
+REASONED = f"<|start|>assistant<|channel|>analysis<|message|>Piensa en España.<|end|>{REPLY}"
+MIXES = {"without": [WITHOUT], "with": [WITH], "first with": [WITH, WITHOUT, TURNS], "first without": [TURNS, WITH]}
+
+
+@pytest.fixture
+def training_template(shipped_tokenizer: PreTrainedTokenizerFast) -> str:
+    return pin_date(get_training_chat_template(shipped_tokenizer), "2025-08-05")
+
+
+@pytest.fixture
+def trainer(
+    tokenizer: PreTrainedTokenizerFast, training_template: str, tmp_path: Path
+) -> Callable[[Dataset, bool], SFTTrainer]:
+    """A trainer as in notebook 4, over a model of next to nothing."""
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
+    few = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_local_experts": 1, "num_experts_per_tok": 1}
+    training_tokenizer = copy.deepcopy(tokenizer)
+    training_tokenizer.chat_template = training_template
+
+    def build(rows: Dataset, assistant_only_loss: bool) -> SFTTrainer:
+        model = GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape, **few))
+        arguments = SFTConfig(
+            output_dir=str(tmp_path / "trainer"),
+            max_length=400,
+            assistant_only_loss=assistant_only_loss,
+            router_aux_loss_coef=0.0,
+            activation_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+        )
+        return SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows.select_columns("messages"),
+            processing_class=training_tokenizer,
+        )
+
+    return build
+
+
+def batch(trainer: SFTTrainer) -> list[tuple[list[int], list[int]]]:
+    """All rows as one batch of the trainer: tokens and labels of each."""
+    rows = trainer.train_dataset
+    padded = trainer.data_collator([rows[number] for number in range(len(rows))])
+    return list(zip(padded["input_ids"].tolist(), padded["labels"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_row_without_reasoning_renders_no_analysis_message(
+    mix: str,
+    shipped_tokenizer: PreTrainedTokenizerFast,
+    training_template: str,
+    trainer: Callable[..., SFTTrainer],
+    settings: Data,
+    tmp_path: Path,
+) -> None:
+    rows = Dataset.from_list([{"messages": row["messages"]} for row in MIXES[mix]])
+    kept = data.conversations(rows, settings, tmp_path)
+    mapped = trainer(kept, True).train_dataset
+    for number, messages in enumerate(kept["messages"]):
+        published = shipped_tokenizer.apply_chat_template(messages, tokenize=False)
+        training = shipped_tokenizer.apply_chat_template(messages, chat_template=training_template, tokenize=False)
+        trained = shipped_tokenizer.decode(mapped[number]["input_ids"])
+        for text in (published, training, trained):
+            assert text.endswith("<|end|>" + (REASONED if messages[-1]["thinking"] else REPLY))
+            assert text.count("<|channel|>analysis") == (1 if messages[-1]["thinking"] else 0)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_with_the_mask_only_what_the_assistant_says_is_trained_on(
+    mix: str, tokenizer: PreTrainedTokenizerFast, trainer: Callable[..., SFTTrainer]
+) -> None:
+    examples = batch(trainer(Dataset.from_list(MIXES[mix]), True))
+    for (tokens, labels), row in zip(examples, MIXES[mix], strict=True):
+        reply = REASONED if row["messages"][-1]["thinking"] else REPLY
+        end = tokens.index(tokenizer.convert_tokens_to_ids("<|return|>")) + 1
+        begin = end - len(tokenizer(reply, add_special_tokens=False)["input_ids"])
+        assert tokenizer.decode(tokens[begin:end]) == reply
+        assert labels[begin:end] == tokens[begin:end], "every token of the reasoning, the answer and its stop token"
+        assert set(labels[end:]) <= {IGNORED}, "no padding"
+        before = list(zip(tokens[:begin], labels[:begin], strict=True))
+        trained = tokenizer.decode([token for token, label in before if label != IGNORED])
+        several = row["messages"][2]["content"] == "Paris."
+        assert trained == ("<|start|>assistant<|channel|>final<|message|>Paris.<|end|>" if several else "")
+        untrained = split_channels(tokenizer.decode([token for token, label in before if label == IGNORED]))
+        asked = ["system", "developer", "user", "user"] if several else ["system", "developer", "user"]
+        assert [segment.role for segment in untrained if segment.closed] == asked
+        assert "Be brief." in untrained[1].content
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_without_the_mask_everything_but_padding_is_trained_on(
+    mix: str, tokenizer: PreTrainedTokenizerFast, trainer: Callable[..., SFTTrainer]
+) -> None:
+    for tokens, labels in batch(trainer(Dataset.from_list(MIXES[mix]), False)):
+        padding = tokenizer.pad_token_id
+        assert labels == [IGNORED if token == padding else token for token in tokens]
+        assert tokens.count(tokenizer.convert_tokens_to_ids("<|return|>")) == 1
+
+
+def test_the_training_template_writes_the_same_text(
+    sample: Dataset, tokenizer: PreTrainedTokenizerFast, training_template: str
+) -> None:
+    assert training_template != tokenizer.chat_template
+    assert "{%- generation %}" in training_template
+    assert len(sample) == 1000
+    for messages in sample["messages"]:
+        training = tokenizer.apply_chat_template(messages, chat_template=training_template, tokenize=False)
+        assert training == tokenizer.apply_chat_template(messages, tokenize=False)

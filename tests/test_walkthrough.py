@@ -122,7 +122,7 @@ def test_writes_these_files_and_no_others(walkthrough: Project) -> None:
     assert written["notebooks"] == {f"{name}.ipynb" for name in NOTEBOOKS}
     assert written["report"] == {"index.html", *(f"{name}.html" for name in NOTEBOOKS)}
     assert {path.name for path in (output / "adapter").iterdir()} == ADAPTER | TOKENIZER
-    assert {path.name for path in (output / "checkpoints").iterdir()} == {"checkpoint-60", "checkpoint-63"}
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"README.md", "checkpoint-60", "checkpoint-63"}
     assert {path.name for path in walkthrough.root.iterdir()} == {"notebooks", "outputs"}
 
 
@@ -142,17 +142,6 @@ def test_nothing_that_was_written_or_printed_holds_a_secret(walkthrough: Project
         assert not occurs(secret, walkthrough.printed)
 
 
-def test_papermill_alone_runs_training_from_the_root(walkthrough: Project, tmp_path: Path) -> None:
-    project = copy_of(walkthrough, tmp_path / "project")
-    (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
-    asked = ["-p", "profile", "tiny", "-p", "resume", "False"]
-    papermill = [sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *asked]
-    result = run(*papermill, folder=project.root)
-    assert result.returncode == 0, result.stderr
-    again, first = project.record("04_train_lora"), walkthrough.record("04_train_lora")
-    assert again["training_loss"] == first["training_loss"], "the same seed trains the same adapter"
-
-
 def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
     project = copy_of(walkthrough, tmp_path / "project")
     (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
@@ -165,20 +154,70 @@ def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
     assert kept == {f"{name}.ipynb" for name in NOTEBOOKS}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_other_seeds_give_the_same_effect(walkthrough: Project, tmp_path: Path, seed: int) -> None:
-    project = copy_of(walkthrough, tmp_path / "project")
-    (project.root / "outputs/tiny").rename(project.root / f"outputs/seed-{seed}")
-    profile = project.root / f"seed-{seed}.toml"
-    profile.write_text(f'extends = "tiny"\n[train]\nseed = {seed}\n')
-    ftlib("run", "04_train_lora", "05_push_and_infer", "--profile", profile.name, "--no-resume", folder=project.root)
-    record = project.record("05_push_and_infer", profile.stem)
+def check_seed(project: Project, walkthrough: Project, name: str) -> None:
+    record = project.record("05_push_and_infer", name)
     assert record["after"]["agreement"] >= 0.95
     assert record["after"]["exact"] >= 0.80
-    assert (
-        project.record("04_train_lora", profile.stem)["training_loss"]
-        != walkthrough.record("04_train_lora")["training_loss"]
+    losses = [
+        where.record("04_train_lora", of)["training_loss"] for where, of in ((project, name), (walkthrough, "tiny"))
+    ]
+    assert losses[0] != losses[1]
+
+
+def with_seed(walkthrough: Project, folder: Path, seed: int) -> Project:
+    """The finished walkthrough as one of another profile, whose training has yet to be run."""
+    project = copy_of(walkthrough, folder)
+    (project.root / "outputs/tiny").rename(project.root / f"outputs/seed-{seed}")
+    (project.root / f"seed-{seed}.toml").write_text(f'extends = "tiny"\n[train]\nseed = {seed}\n')
+    return project
+
+
+def test_another_seed_gives_the_same_effect(walkthrough: Project, tmp_path: Path) -> None:
+    project = with_seed(walkthrough, tmp_path / "project", 1)
+    own = ("--profile", "seed-1.toml")
+    ftlib("run", "04_train_lora", "05_push_and_infer", *own, "--no-resume", folder=project.root)
+    check_seed(project, walkthrough, "seed-1")
+
+
+def test_papermill_alone_runs_training_from_the_root_and_a_third_seed_gives_the_same_effect(
+    walkthrough: Project, tmp_path: Path
+) -> None:
+    project = with_seed(walkthrough, tmp_path / "project", 2)
+    asked = ["-p", "profile", "seed-2.toml", "-p", "resume", "False"]
+    papermill = [sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *asked]
+    result = run(*papermill, folder=project.root)
+    assert result.returncode == 0, result.stderr
+    ftlib("run", "05_push_and_infer", "--profile", "seed-2.toml", folder=project.root)
+    check_seed(project, walkthrough, "seed-2")
+
+
+def test_a_finished_training_is_not_done_again_and_nothing_of_it_changes(walkthrough: Project, tmp_path: Path) -> None:
+    project = copy_of(walkthrough, tmp_path / "project")
+    adapter = project.root / "outputs/tiny/adapter"
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    ftlib("run", "04_train_lora", "--profile", "tiny", folder=project.root)
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+    assert "going on from checkpoint-63" in (project.root / "outputs/tiny/notebooks/04_train_lora.ipynb").read_text()
+    again, first = (each.record("04_train_lora") for each in (project, walkthrough))
+    for measured in ("global_step", "training_loss", "train_runtime_s", "samples_per_second"):
+        assert again[measured] == first[measured]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["-p", "resume", "false"], "FtlibError: parameter resume = 'false': found str, expected True or False"),
+        (["-p", "learning_rate", "1e-4"], "it is a value of the profile: write it into a .toml file below [train]"),
+    ],
+)
+def test_papermill_alone_refuses_what_it_would_let_through(tmp_path: Path, given: list[str], message: str) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    result = run(
+        sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *given, folder=tmp_path
     )
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_push_without_training_says_what_to_do(tmp_path: Path) -> None:
@@ -188,13 +227,3 @@ def test_a_push_without_training_says_what_to_do(tmp_path: Path) -> None:
     assert "run 03_load_model.ipynb to its end first" in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
     assert (tmp_path / "outputs/tiny/notebooks/05_push_and_infer.unfinished.ipynb").is_file()
-
-
-def test_committed_notebooks_pass_nbval(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "notebooks"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-3000:]
