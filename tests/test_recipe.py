@@ -162,6 +162,7 @@ def test_model_is_loaded_as_the_seed_loaded_it(
         "dtype": torch.bfloat16,
         "use_cache": False,
         "device_map": "auto",
+        "use_safetensors": True,
     }
 
 

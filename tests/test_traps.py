@@ -229,6 +229,10 @@ def test_every_load_unpacks_the_experts(loads: dict[str, dict[str, Any]]) -> Non
         assert settings["quantization_config"].dequantize, place
 
 
+def test_no_load_takes_a_pickle(loads: dict[str, dict[str, Any]]) -> None:
+    assert all(settings["use_safetensors"] is True for settings in loads.values())
+
+
 def test_every_load_says_how_it_computes(loads: dict[str, dict[str, Any]], profile: Profile) -> None:
     """`torch_dtype` is deprecated, and the experts' default is no longer the seed's loop."""
     for place, settings in loads.items():
