@@ -155,6 +155,7 @@ def replacing(session: Session) -> Iterator[Path]:
         return
     for unwanted in ("training_args.bin", "README.md"):
         (unfinished / unwanted).unlink(missing_ok=True)
+    _sort_target_modules(unfinished / "adapter_config.json")
     manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
     if manifest.is_complete(final) and filecmp.cmp(final / manifest.NAME, unfinished / manifest.NAME, shallow=False):
         shutil.rmtree(unfinished)
@@ -165,3 +166,11 @@ def replacing(session: Session) -> Iterator[Path]:
         final.rename(earlier)
     unfinished.rename(final)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _sort_target_modules(path: Path) -> None:
+    """PEFT keeps their names as a set and writes them in another order each time, as if the adapter were another."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):  # and not a pattern
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -150,11 +150,12 @@ def test_the_clock_goes_on_where_it_stood(run: Session, monkeypatch: pytest.Monk
     assert json.loads((save_checkpoint(run, 6, seconds=9.5) / checkpoints.PROGRESS).read_text())["seconds"] == 9.5
 
 
-def save_adapter(folder: Path, weights: str) -> None:
+def save_adapter(folder: Path, weights: str, modules: tuple[str, ...] = ("k_proj", "q_proj")) -> None:
     """As `trainer.save_model` does, which saves more than an adapter."""
     folder.mkdir()
-    for name in ("adapter_config.json", "tokenizer.json", "README.md", "training_args.bin"):
+    for name in ("tokenizer.json", "README.md", "training_args.bin"):
         (folder / name).write_text("written by the trainer")
+    (folder / "adapter_config.json").write_text(json.dumps({"target_modules": modules}))
     (folder / "adapter_model.safetensors").write_text(weights)
 
 
@@ -176,7 +177,7 @@ def test_one_that_came_out_the_same_stays_with_its_card(run: Session) -> None:
         save_adapter(folder, "the same")
     (run.adapter_dir / "README.md").write_text("with results")
     with checkpoints.replacing(run) as folder:
-        save_adapter(folder, "the same")
+        save_adapter(folder, "the same", modules=("q_proj", "k_proj"))  # PEFT writes a set
     assert (run.adapter_dir / "README.md").read_text() == "with results"
     assert [path.name for path in run.output_dir.iterdir()] == ["adapter"]
 

@@ -176,6 +176,7 @@ def test_an_adapted_model_is_scored_as_it_is(
     with_adapter: Any,
     answered: list[list[dict[str, Any]]],
 ) -> None:
+    torch.manual_seed(0)
     before = score_replies(model, tokenizer, answered)
     adapted = with_adapter(model).eval()
     assert [score.loss for score in score_replies(adapted, tokenizer, answered)] == pytest.approx(
