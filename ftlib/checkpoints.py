@@ -46,10 +46,11 @@ def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | Non
     Raises:
         FtlibError: going on would mix two recipes, or starting would overwrite a finished adapter.
     """
+    if session.is_main:
+        session.claim_training()
     found = sorted(session.checkpoints_dir.glob("checkpoint-*"), key=_step)
     complete = [folder for folder in found if manifest.is_complete(folder)] if resume else []
     if session.is_main:
-        session.claim_training()
         for folder in found:
             if folder not in complete:
                 shutil.rmtree(folder)

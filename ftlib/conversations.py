@@ -8,6 +8,7 @@ reply; `prompt` and `completion`, as texts or lists of messages; and other colum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from ftlib.errors import FtlibError
@@ -19,6 +20,9 @@ COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final", "mess
 
 TEXT_COLUMNS = ("reasoning_language", "user", "analysis", "final")
 """Its columns that must hold text; `developer` may be empty, since not every conversation has instructions."""
+
+KNOWN_COLUMNS = ("messages", "prompt", "completion")
+"""The columns of the other accepted shapes."""
 
 SYSTEM_ROLES = ("system", "developer")
 ROLES = ("user", "assistant", *SYSTEM_ROLES)
@@ -79,10 +83,17 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Ca
         return _from_messages
     if {"prompt", "completion"} <= set(names):
         return _from_prompt
+    meant = [(name, close) for name in names for close in get_close_matches(name.lower(), KNOWN_COLUMNS, n=1)]
+    hints = "".join(f"; is {name!r} meant to be {close!r}?" for name, close in meant if name != close)
     raise FtlibError(
         f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
-        ' [data] columns = { prompt = "…", response = "…" }'
+        f' [data] columns = {{ prompt = "…", response = "…" }}{hints}'
     )
+
+
+def columns_read(columns: Mapping[ColumnRole, str]) -> set[str]:
+    """Names of the columns that `reader` looks at, where they are there."""
+    return set(columns.values()) or {*COLUMNS, *KNOWN_COLUMNS}
 
 
 def _check_mapping(names: list[str], columns: Mapping[ColumnRole, str]) -> None:

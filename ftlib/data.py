@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib import datafiles
-from ftlib.conversations import COLUMNS, BadRow, reader
+from ftlib.conversations import COLUMNS, BadRow, columns_read, reader
 from ftlib.errors import FtlibError
 from ftlib.profiles import Data
 from ftlib.rehearsal import HELD_OUT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 DROPPED = "dropped_rows.jsonl"
@@ -28,7 +28,7 @@ def source(settings: Data) -> dict[str, Any]:
         FtlibError: a local file is missing or cannot be read: which, at which line, and what to do.
     """
     if settings.is_local:
-        return datafiles.load_arguments(Path(settings.dataset))
+        return datafiles.load_arguments(Path(settings.dataset), columns_read(settings.columns))
     return {"path": settings.dataset, "revision": settings.revision}
 
 
@@ -94,14 +94,17 @@ def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Data
     Raises:
         FtlibError: a row is bad and the profile says "stop", or all of them are.
     """
+    from datasets import Dataset
+
     read = list(_read(dataset, settings))
     bad = [row for row in read if row.problem]
     if bad and (settings.on_bad_row == "stop" or len(bad) == len(read)):
         raise FtlibError(_first_of(bad, settings))
     _keep_dropped(bad, output_dir / DROPPED)
-    if all(row.conversation == row.raw for row in read):
+    schema = _published_schema()
+    if dataset.features == schema and all(row.conversation == row.raw for row in read):
         return dataset
-    return _in_published_schema([row.conversation for row in read if row.conversation])
+    return Dataset.from_list([row.conversation for row in read if row.conversation], features=schema)
 
 
 def _read(dataset: "Dataset", settings: Data) -> Iterator[ReadRow]:
@@ -150,12 +153,12 @@ def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
         unfinished.replace(path)
 
 
-def _in_published_schema(rows: list[dict[str, Any]]) -> "Dataset":
-    from datasets import Dataset, Features, List, Value
+def _published_schema() -> "Features":
+    from datasets import Features, List, Value
 
     text = Value("string")
     message = {"content": text, "role": text, "thinking": text}
-    return Dataset.from_list(rows, features=Features(dict.fromkeys(COLUMNS[:-1], text) | {"messages": List(message)}))
+    return Features(dict.fromkeys(COLUMNS[:-1], text) | {"messages": List(message)})
 
 
 def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Dataset, Dataset]":
@@ -177,7 +180,7 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
                 "data.held_out_share, to 0.1 say, to measure with the data set's own prompts"
             )
         questions = held_out_questions()
-        shared = set(dataset["user"]) & set(questions["user"])
+        shared = set().union(*_prompts(dataset)) & set(questions["user"])
         if shared:
             raise FtlibError(
                 f"{len(shared)} of the shipped held-out questions are in the data set, such as {min(shared)!r}; "
@@ -187,16 +190,20 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
     prompts = sorted(set(dataset["user"]))
     kept = set(random.Random(seed).sample(prompts, round(held_out_share * len(prompts))))
     held_out = dataset.select([row for row, prompt in enumerate(dataset["user"]) if prompt in kept])
-    # A prompt may also come in an earlier turn of a row about something else: that row is used for neither.
-    said = [{turn["content"] for turn in messages if turn["role"] == "user"} for messages in dataset["messages"]]
-    asked = [{prompt} | turns for prompt, turns in zip(dataset["user"], said, strict=True)]
-    train = dataset.select([row for row, prompts_of_row in enumerate(asked) if not prompts_of_row & kept])
+    # A row about something else that has such a prompt in an earlier turn is used for neither.
+    train = dataset.select([row for row, asked in enumerate(_prompts(dataset)) if not asked & kept])
     if not len(held_out) or not len(train):
         raise FtlibError(
             f"data.held_out_share {held_out_share} of {len(prompts)} prompts leaves {len(train)} rows to train on and "
             f"{len(held_out)} to measure with; expected some of both"
         )
     return train, held_out
+
+
+def _prompts(dataset: "Dataset") -> list[set[str]]:
+    """What is asked in each row, in earlier turns, too."""
+    said = [{turn["content"] for turn in messages if turn["role"] == "user"} for messages in dataset["messages"]]
+    return [{prompt} | turns for prompt, turns in zip(dataset["user"], said, strict=True)]
 
 
 def held_out_questions() -> "Dataset":

@@ -7,12 +7,16 @@ import csv
 import glob
 import json
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib.errors import FtlibError
 from ftlib.profiles import DATA_SUFFIXES, nearest
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -23,14 +27,20 @@ class Table(NamedTuple):
     Attributes:
         columns: names of its columns.
         rows: how many rows it has.
+        kinds: of a JSON file, the kinds of values that each column has, and where the first of each is.
     """
 
     columns: tuple[str, ...]
     rows: int
+    kinds: dict[str, dict[str, str]]
 
 
-def load_arguments(place: Path) -> dict[str, Any]:
+def load_arguments(place: Path, wanted: set[str]) -> dict[str, Any]:
     """What `load_dataset` needs to read a file, or all data files of a folder.
+
+    Args:
+        place: the file or folder.
+        wanted: names of columns whose values must come as they are; others may be there.
 
     Raises:
         FtlibError: there is no such file, or one that cannot be read: which, at which line, and what to do.
@@ -44,8 +54,14 @@ def load_arguments(place: Path) -> dict[str, Any]:
                 "expected the same in all files of the folder"
             )
     escaped = [glob.escape(str(path)) for path in paths]  # `load_dataset` takes paths as patterns
-    arguments = {"path": BUILDERS[paths[0].suffix], "data_files": escaped}
-    return arguments | (_csv_arguments(first) if paths[0].suffix == ".csv" else {})
+    builder = BUILDERS[paths[0].suffix]
+    arguments = {"path": builder, "data_files": escaped}
+    # Without types `load_dataset` would guess them from the first rows, and stumble over later ones.
+    if builder == "csv":
+        return arguments | _csv_arguments(first)
+    if builder == "json":
+        return arguments | {"features": _json_features([table(path) for path in paths], wanted)}
+    return arguments | ({"features": _parquet_features(paths)} if len(paths) > 1 else {})
 
 
 def _csv_arguments(first: Table) -> dict[str, Any]:
@@ -53,6 +69,42 @@ def _csv_arguments(first: Table) -> dict[str, Any]:
     from datasets import Features, Value
 
     return {"features": Features({name: Value("string") for name in first.columns}), "keep_default_na": False}
+
+
+def _json_features(tables: list[Table], wanted: set[str]) -> "Features":
+    """Types that leave every value as it is.
+
+    The type `Json` does, but for a text that is JSON itself: 42 would come as a number. The type of texts does, but
+    for dates alone, which are read as such.
+    """
+    from datasets import Features, Json, Value
+
+    features = Features()
+    for column in tables[0].columns:
+        kinds = {kind: place for file in reversed(tables) for kind, place in file.kinds[column].items()}
+        if "JSON" in kinds and "no text" in kinds and column in wanted:
+            raise FtlibError(
+                f"{kinds['no text']}: {column} is no text, in {kinds['JSON']} it is one; expected text in all rows, "
+                "put quotes around it"
+            )
+        features[column] = Value("string") if "JSON" in kinds and "no text" not in kinds else Json()
+    return features
+
+
+def _parquet_features(paths: list[Path]) -> "Features":
+    """Types that hold what is in all files: what is empty in one may be text in another."""
+    from datasets import Features
+    from pyarrow import ArrowException, parquet, unify_schemas
+
+    schemas = [parquet.read_schema(path).remove_metadata() for path in paths]
+    merged = schemas[0]
+    for path, schema in zip(paths, schemas, strict=True):
+        try:
+            merged = unify_schemas([merged, schema], promote_options="permissive")
+        except ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise FtlibError(f"{path.name} does not go with {paths[0].name} ({reason}); give both one type") from None
+    return Features.from_arrow_schema(merged)
 
 
 def files(place: Path) -> list[Path]:
@@ -69,7 +121,8 @@ def files(place: Path) -> list[Path]:
         there = [path.name for path in sorted(place.parent.glob("*")) if path.suffix in DATA_SUFFIXES]
         hint = nearest(place.name, there) if there else "no data file is in that folder"
         raise FtlibError(f"data.dataset {place.name}: no such file or folder; {hint}")
-    found = [path for path in sorted(place.iterdir()) if path.suffix in DATA_SUFFIXES]
+    # A packed rows.jsonl.gz or a ROWS.CSV is meant to be read, too: better refused than passed over in silence.
+    found = [path for path in sorted(place.iterdir()) if {*DATA_SUFFIXES} & {end.lower() for end in path.suffixes}]
     if not found:
         raise FtlibError(f"data.dataset {place.name}/: no data file is in it; expected {', '.join(DATA_SUFFIXES)}")
     kinds = sorted({path.suffix for path in found})
@@ -77,6 +130,8 @@ def files(place: Path) -> list[Path]:
         raise FtlibError(
             f"data.dataset {place.name}/: found {' and '.join(kinds)} files; expected one kind in a folder"
         )
+    if kinds[0] not in DATA_SUFFIXES:
+        raise FtlibError(f"data.dataset {place.name}/: found {kinds[0]} files; expected {', '.join(DATA_SUFFIXES)}")
     return found
 
 
@@ -92,8 +147,8 @@ def table(path: Path) -> Table:
         raise FtlibError(f"{path.name} is not UTF-8 text; save it again in that encoding") from None
     except OSError as error:
         raise FtlibError(f"{path.name} cannot be read ({error.strerror}); check its rights") from None
-    if not read.rows:
-        raise FtlibError(f"{path.name} has no rows; expected at least one")
+    if not read.rows or not read.columns:
+        raise FtlibError(f"{path.name} has no {'columns' if read.rows else 'rows'}; expected at least one")
     return read
 
 
@@ -103,25 +158,60 @@ def _table(path: Path, changed: int) -> Table:
 
 
 def _jsonl(path: Path) -> Table:
-    columns: dict[str, None] = {}
-    rows = 0
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                columns |= dict.fromkeys(_json_object(line, f"{path.name}, line {number}"))
-                rows += 1
-    return Table(tuple(columns), rows)
+        places = ((f"{path.name}, line {number}", line) for number, line in enumerate(lines, start=1))
+        return _json_table((place, _json_object(line, place)) for place, line in places)
+
+
+def _json_table(rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
+    kinds: dict[str, dict[str, str]] = {}
+    count = 0
+    for place, row in rows:
+        count += 1
+        for name, value in row.items():
+            kinds.setdefault(name, {}).setdefault(_kind(value), place)
+    return Table(tuple(kinds), count, kinds)
+
+
+def _kind(value: Any) -> str:
+    from datasets.utils.json import ujson_loads
+
+    if not isinstance(value, str):
+        return "nothing" if value is None else "no text"
+    try:
+        ujson_loads(value)  # as `load_dataset` does to find out
+    except ValueError:
+        return "text"
+    return "JSON"
 
 
 def _json_object(text: str, place: str) -> dict[str, Any]:
+    if not text.strip():
+        raise FtlibError(f"{place}: found an empty line, expected a row in each; take it out")
     try:
-        value = json.loads(text)
+        value = _loads(text, place)
     except json.JSONDecodeError as error:
         raise FtlibError(f"{place}: not valid JSON ({error.msg}, column {error.colno}); mend the line") from None
     _check_characters(text, value, place)
     if not isinstance(value, dict):
         raise FtlibError(f'{place}: found {text.strip()[:60]}, expected an object such as {{"messages": […]}}; mend it')
     return value
+
+
+def _loads(text: str, place: str) -> Any:
+    """JSON as far as `load_dataset` reads it."""
+    try:
+        return json.loads(text, parse_int=_int64)
+    except OverflowError as error:
+        raise FtlibError(f"{place}: found the number {error}, too long to be read; put quotes around it") from None
+    except RecursionError:
+        raise FtlibError(f"{place}: found lists or objects in each other without end; mend the line") from None
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise OverflowError(digits[:30])
+    return int(digits)
 
 
 def _check_characters(text: str, value: Any, place: str) -> None:
@@ -139,25 +229,26 @@ def _json(path: Path) -> Table:
     text = path.read_text(encoding="utf-8")
     if text.lstrip()[:1] != "[":
         return _jsonl(path)
+    if text[0] != "[":
+        raise FtlibError(f"{path.name}, line 1: found a blank before the list, expected [ at once; take it out")
     try:
-        values = json.loads(text)
+        values = _loads(text, path.name)
     except json.JSONDecodeError as error:
         raise FtlibError(f"{path.name}, line {error.lineno}: not valid JSON ({error.msg}); mend the line") from None
     _check_characters(text, values, path.name)
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise FtlibError(f"{path.name}, row {number}: found {str(value)[:60]}, expected an object; mend the row")
-    return Table(tuple(dict.fromkeys(key for value in values for key in value)), len(values))
+    return _json_table((f"{path.name}, row {number}", value) for number, value in enumerate(values, start=1))
 
 
 def _csv(path: Path) -> Table:
+    csv.field_size_limit(2**31 - 1)  # by default a long text is taken for a mistake
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, strict=True)
         try:
             header = next(rows, [])
-            repeated = {name for name in header if header.count(name) > 1 or not name.strip()}
-            if repeated:
-                raise FtlibError(f"{path.name}: found the header {header}; expected a name of its own for each column")
+            _check_names(path, header)
             count = 0
             for row in filter(None, rows):  # pandas skips empty lines, too
                 if len(row) != len(header):
@@ -168,7 +259,12 @@ def _csv(path: Path) -> Table:
                 count += 1
         except csv.Error as error:
             raise FtlibError(f"{path.name}, line {rows.line_num}: not valid CSV ({error}); mend the line") from None
-    return Table(tuple(header), count)
+    return Table(tuple(header), count, {})
+
+
+def _check_names(path: Path, header: list[str]) -> None:
+    if any(header.count(name) > 1 or not name.strip() for name in header):
+        raise FtlibError(f"{path.name}: found the header {header}; expected a name of its own for each column")
 
 
 def _parquet(path: Path) -> Table:
@@ -176,8 +272,10 @@ def _parquet(path: Path) -> Table:
 
     with path.open("rb") as file:
         try:
-            metadata = parquet.read_metadata(file)
+            content = parquet.ParquetFile(file)
+            rows = sum(batch.num_rows for batch in content.iter_batches())  # all of it, or only the end were checked
         except (ArrowException, OSError) as error:
             reason = str(error).splitlines()[0][:80]
             raise FtlibError(f"{path.name} is no readable parquet file ({reason}); write it again") from None
-    return Table(tuple(metadata.schema.to_arrow_schema().names), metadata.num_rows)
+    _check_names(path, content.schema_arrow.names)
+    return Table(tuple(content.schema_arrow.names), rows, {})

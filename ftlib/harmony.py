@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label that the loss skips: such a token is read by the model, but not trained on."""
 
-MARKERS = r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call)\|>"
+MARKERS = r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call|endofprompt|reserved_\d+)\|>"
+"""Every special token of gpt-oss's vocabulary: written in a text, it would become a token and no text."""
+
 _MARKER_RUN = re.compile(rf"(?P<marker>{MARKERS})(?P=marker)*")
 _MESSAGE = re.compile(
     r"""(?=<\|(?:start|channel|message)\|>)

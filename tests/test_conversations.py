@@ -292,7 +292,11 @@ def test_reasoning_and_other_fields_that_are_no_text_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "marker", ["start", "end", "return", "channel", "message", "call", "constrain", "startoftext", "endoftext"]
+    "marker",
+    [
+        *("start", "end", "return", "channel", "message", "call", "constrain", "startoftext", "endoftext"),
+        *("endofprompt", "reserved_200013"),
+    ],
 )
 def test_markers_are_named_wherever_they_are(marker: str) -> None:
     text = f"Say <|{marker}|>analysis"
@@ -343,6 +347,12 @@ def test_columns_of_no_accepted_shape_are_listed(names: list[str]) -> None:
         f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
         ' [data] columns = { prompt = "…", response = "…" }'
     )
+
+
+def test_columns_that_are_nearly_right_are_told_so() -> None:
+    with pytest.raises(FtlibError) as raised:
+        reader(["Prompt", "completions", "id"], {})
+    assert str(raised.value).endswith("; is 'Prompt' meant to be 'prompt'?; is 'completions' meant to be 'completion'?")
 
 
 def test_a_named_column_that_is_not_there_is_told_with_the_nearest_name() -> None:

@@ -264,8 +264,32 @@ def test_the_same_conversation_in_another_shape_is_a_copy(settings: Data) -> Non
     assert told["found"] == "the same as row 0 of rehearsal/multilingual-thinking-sample"
 
 
+def test_published_rows_in_a_local_file_are_the_same_rows(sample: Dataset, settings: Data, tmp_path: Path) -> None:
+    sample.select(range(50)).to_json(tmp_path / "own.jsonl")
+    here = own(settings, tmp_path / "own.jsonl")
+    rows = load_dataset(**data.source(here), split="train", cache_dir=str(tmp_path / "cache"))
+    kept = data.conversations(rows, here, tmp_path)
+    assert kept.features == sample.features
+    assert list(kept) == list(sample.select(range(50)))
+
+
+def test_the_example_is_whole_and_made_for_the_tiny_model(
+    sample: Dataset, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    example = profiles.load(Path(__file__).parents[1] / "notebooks/examples/own_data.toml").data
+    rows = load_dataset(**data.source(example), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.column_names == ["messages"]
+    assert data.check(rows, example).empty
+    kept = data.conversations(rows, example, tmp_path)
+    assert set(Counter(kept["reasoning_language"]).values()) == {48}
+    assert all(kept["analysis"])
+    assert data.token_lengths(kept, tokenizer)["tokens"].max() <= example.max_length
+    train, held_out = data.split(kept, example.held_out_share, seed=0)
+    assert (len(train), len(held_out)) == (191, 49)
+
+
 def test_rows_of_several_files_are_numbered_in_each(settings: Data, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n\n" for q in ("q1", "", "q2")))
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n" for q in ("q1", "", "q2")))
     (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n" for q in ("q3", "q1", "<|call|>")))
     here = own(settings, tmp_path)
     rows = load_dataset(**data.source(here), split="train", cache_dir=str(tmp_path / "cache"))
@@ -308,6 +332,15 @@ def test_a_shipped_question_among_the_training_rows_is_refused(sample_rows: list
     assert "1 of the shipped held-out questions are in the data set" in str(raised.value)
     assert repr(question) in str(raised.value)
     assert "data.held_out_share" in str(raised.value)
+
+
+def test_a_shipped_question_in_an_earlier_turn_is_refused(sample_rows: list[dict[str, Any]]) -> None:
+    question = data.held_out_questions()["user"][7]
+    before = [message("user", question), message("assistant", "That.")]
+    row = sample_rows[5]
+    said = [row["messages"][0], *before, *row["messages"][1:]]
+    with pytest.raises(FtlibError, match="1 of the shipped held-out questions are in the data set"):
+        data.split(Dataset.from_list([*sample_rows[:5], {**row, "messages": said}]), 0, seed=0)
 
 
 def test_a_share_is_kept_by_prompt(prompts: Dataset) -> None:

@@ -22,15 +22,22 @@ def jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
-def parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
+def parquet_bytes(rows: list[dict[str, Any]] | pyarrow.Table) -> bytes:
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    table = pyarrow.Table.from_pylist(rows) if isinstance(rows, list) else rows
+    parquet.write_table(table, sink, compression="none")
     return sink.getvalue().to_pybytes()
 
 
 def without_its_footer() -> bytes:
     whole = parquet_bytes(ROWS)
     return whole[:4] + b"\xff" * (len(whole) - 12) + whole[-8:]
+
+
+def with_a_broken_middle() -> bytes:
+    whole = bytearray(parquet_bytes([{"prompt": f"{n} {'word ' * 50}"} for n in range(200)]))
+    whole[100:4000] = b"\xff" * 3900
+    return bytes(whole)
 
 
 @pytest.fixture
@@ -78,7 +85,9 @@ def refusal(place: Path) -> str:
 
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "empty jsonl": ("own.jsonl", "", "own.jsonl has no rows; expected at least one"),
-    "blank lines only": ("own.jsonl", "\n  \n", "own.jsonl has no rows"),
+    "blank lines only": ("own.jsonl", "\n  \n", "own.jsonl, line 1: found an empty line, expected a row in each; take"),
+    "blank line at the end": ("own.jsonl", jsonl(ROWS) + "\u3000\n", "own.jsonl, line 3: found an empty line"),
+    "no columns": ("own.jsonl", "{}\n{}\n", "own.jsonl has no columns; expected at least one"),
     "empty json": ("own.json", "", "own.json has no rows"),
     "empty list": ("own.json", "[]", "own.json has no rows"),
     "empty csv": ("own.csv", "", "own.csv has no rows"),
@@ -86,8 +95,8 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "no rows in parquet": ("own.parquet", parquet_bytes([]), "own.parquet has no rows"),
     "cut line": (
         "own.jsonl",
-        '{"prompt": "a"}\n\n{"prompt": "b"\n',
-        "own.jsonl, line 3: not valid JSON (Expecting ',' delimiter, column",
+        '{"prompt": "a"}\n{"prompt": "b"\n',
+        "own.jsonl, line 2: not valid JSON (Expecting ',' delimiter, column",
     ),
     "byte order mark": ("own.jsonl", '\ufeff{"prompt": "a"}\n', "own.jsonl, line 1: not valid JSON (Unexpected UTF-8"),
     "not an object": (
@@ -98,6 +107,23 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "cut list": ("own.json", '[\n {"prompt": "a"},\n {"prompt": \n]', "own.json, line 4: not valid JSON"),
     "two lists": ("own.json", "[]\n[]\n", "own.json, line 2: not valid JSON (Extra data); mend the line"),
     "one object over several lines": ("own.json", '{\n "prompt": "a"\n}', "own.json, line 1: not valid JSON"),
+    "blank before the list": ("own.json", f"\n {json.dumps(ROWS)}", "own.json, line 1: found a blank before the list"),
+    "long number": (
+        "own.jsonl",
+        f'{{"prompt": "a"}}\n{{"prompt": -{"9" * 5000}}}\n',
+        f"own.jsonl, line 2: found the number -{'9' * 29}, too long to be read; put quotes around it",
+    ),
+    "number of 65 bits": ("own.json", f'[{{"prompt": {2**64}}}]', f"own.json: found the number {2**64}, too long"),
+    "lists without end": (
+        "own.jsonl",
+        '{"prompt": "a"}\n{"prompt": ' + "[" * 100_000 + "\n",
+        "own.jsonl, line 2: found lists or objects in each other without end; mend the line",
+    ),
+    "number among texts that would be one": (
+        "own.jsonl",
+        jsonl([*ROWS, {"prompt": "a", "completion": 8}]),
+        "own.jsonl, line 3: completion is no text, in own.jsonl, line 1 it is one; expected text in all rows, put quot",
+    ),
     "number in a list": ("own.json", '[{"prompt": "a"}, 42]', "own.json, row 2: found 42, expected an object"),
     "half an emoji in a line": (
         "own.jsonl",
@@ -128,6 +154,16 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "own.parquet",
         without_its_footer(),
         "own.parquet is no readable parquet file (Couldn't deserialize thrift",
+    ),
+    "parquet with a broken middle": (
+        "own.parquet",
+        with_a_broken_middle(),
+        "own.parquet is no readable parquet file (",
+    ),
+    "repeated name in parquet": (
+        "own.parquet",
+        parquet_bytes(pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])),
+        "own.parquet: found the header ['prompt', 'prompt']; expected a name of its own for each column",
     ),
     "text that is called parquet": ("own.parquet", jsonl(ROWS), "own.parquet is no readable parquet file ("),
 }
@@ -173,6 +209,16 @@ def test_a_folder_with_files_of_two_kinds_is_refused(write: Callable[..., Path],
     assert refusal(place) == ("data.dataset somebodys-own/: found .csv and .jsonl files; expected one kind in a folder")
 
 
+@pytest.mark.parametrize("other", ["b.jsonl.gz", "B.JSONL"])
+def test_a_file_of_a_folder_is_not_passed_over_in_silence(other: str, write: Callable[..., Path], place: Path) -> None:
+    write(other, jsonl(ROWS))
+    suffix = Path(other).suffix
+    expected = ".jsonl, .json, .csv, .parquet"
+    assert refusal(place) == f"data.dataset somebodys-own/: found {suffix} files; expected {expected}"
+    write("a.jsonl", jsonl(ROWS))
+    assert refusal(place).endswith(f"found {suffix} and .jsonl files; expected one kind in a folder")
+
+
 def test_files_with_different_columns_are_refused(write: Callable[..., Path], place: Path) -> None:
     write("a.jsonl", jsonl(ROWS))
     write("b.jsonl", jsonl([{"prompt": "a", "response": "b"}]))
@@ -194,7 +240,8 @@ def test_what_cannot_be_opened_is_told(suffix: str, place: Path) -> None:
 
 GOOD: dict[str, tuple[str, str | bytes]] = {
     "jsonl": ("own.jsonl", jsonl(ROWS)),
-    "jsonl with blank lines": ("own.jsonl", jsonl(ROWS[:1]) + "\n \n" + jsonl(ROWS[1:])),
+    "jsonl without a last line break": ("own.jsonl", jsonl(ROWS).rstrip()),
+    "jsonl from Windows": ("own.jsonl", jsonl(ROWS).replace("\n", "\r\n")),
     "json list": ("own.json", json.dumps(ROWS, indent=2)),
     "json lines": ("own.json", jsonl(ROWS)),
     "csv": ("own.csv", "prompt,completion\n2 + 2?,4\nAnd 3 + 3?,6\n"),
@@ -211,7 +258,7 @@ GOOD: dict[str, tuple[str, str | bytes]] = {
 def test_a_good_file_is_read(case: str, write: Callable[..., Path], rows_of: Callable[..., Any]) -> None:
     path = write(*GOOD[case])
     assert rows_of(path) == ROWS
-    assert datafiles.table(path) == (("prompt", "completion"), 2)
+    assert datafiles.table(path)[:2] == (("prompt", "completion"), 2)
 
 
 def test_a_csv_keeps_every_value_as_the_text_that_it_is(
@@ -255,6 +302,86 @@ def test_a_changed_file_is_read_again(name: str, write: Callable[..., Path], row
     write(name, "")
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 2_000_000_000))
     refusal(path)
+
+
+TEXTS = [
+    "42",
+    "null",
+    '"quoted"',
+    "[1]",
+    '{"a": 1}',
+    " 1e3 ",
+    "true",
+    "2025-08-05",
+    "2025-08-05T12:00:00",
+    "a\u2028b\\n",
+]
+
+
+@pytest.mark.parametrize("texts", [TEXTS, *([text] for text in TEXTS)], ids=str)
+@pytest.mark.parametrize("name", ["own.jsonl", "own.json"])
+def test_a_text_stays_the_text_that_it_is(
+    name: str, texts: list[str], write: Callable[..., Path], rows_of: Callable[..., Any]
+) -> None:
+    rows = [{"prompt": f"{n}?", "completion": text} for n, text in enumerate(texts)]
+    assert rows_of(write(name, jsonl(rows) if name == "own.jsonl" else json.dumps(rows))) == rows
+
+
+def test_types_of_columns_that_nobody_reads_do_not_matter(
+    write: Callable[..., Path], rows_of: Callable[..., Any]
+) -> None:
+    rows = [{**row, "id": number} for row, number in zip(ROWS, ["42", 43], strict=True)]
+    loaded = rows_of(write("own.jsonl", jsonl(rows)))
+    assert [{"prompt": row["prompt"], "completion": row["completion"]} for row in loaded] == ROWS
+
+
+BARE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "source": None}
+RICH = {"messages": [BARE["messages"][0], {**BARE["messages"][1], "thinking": "c"}], "source": "mine"}
+
+
+@pytest.mark.parametrize("first", [BARE, RICH], ids=["bare", "rich"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_what_is_empty_in_one_file_may_be_text_in_the_next(
+    suffix: str, first: dict[str, Any], write: Callable[..., Path], place: Path, tmp_path: Path
+) -> None:
+    to_file = {".jsonl": jsonl, ".json": json.dumps, ".parquet": parquet_bytes}[suffix]
+    write(f"a{suffix}", to_file([first]))
+    write(f"b{suffix}", to_file([RICH if first is BARE else BARE]))
+    own = settings(place)
+    loaded = load_dataset(**data.source(own), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["source"] for row in loaded] == [None, "mine"][:: 1 if first is BARE else -1]
+    analyses = data.conversations(loaded, own, tmp_path)["analysis"][:]
+    assert analyses == ["", "c"][:: 1 if first is BARE else -1]
+
+
+def test_a_row_far_down_may_have_what_those_before_had_not(
+    write: Callable[..., Path], rows_of: Callable[..., Any]
+) -> None:
+    """`load_dataset` reads ten million bytes at a time."""
+    rows = [{"messages": [{"role": "user", "content": "x" * 1_000_000}]} for _ in range(11)]
+    assert rows_of(write("own.jsonl", jsonl([*rows, RICH])))[-1] == RICH
+
+
+def test_parquet_files_of_different_libraries_go_together(
+    write: Callable[..., Path], place: Path, rows_of: Callable[..., Any]
+) -> None:
+    write("a.parquet", parquet_bytes(ROWS[:1]))
+    large = pyarrow.schema([("prompt", pyarrow.large_string()), ("completion", pyarrow.large_string())])
+    write("b.parquet", parquet_bytes(pyarrow.Table.from_pylist(ROWS[1:], schema=large)))
+    assert rows_of(place) == ROWS
+
+
+def test_parquet_files_of_types_that_do_not_go_together_are_refused(write: Callable[..., Path], place: Path) -> None:
+    write("a.parquet", parquet_bytes([{"prompt": "a"}]))
+    write("b.parquet", parquet_bytes([{"prompt": ["a"]}]))
+    told = refusal(place)
+    assert told.startswith("b.parquet does not go with a.parquet (Unable to merge: Field prompt has incompatible types")
+    assert told.endswith("; give both one type")
+
+
+def test_a_long_text_in_a_csv_is_no_mistake(write: Callable[..., Path], rows_of: Callable[..., Any]) -> None:
+    long = "x" * 200_000
+    assert rows_of(write("own.csv", f"prompt,completion\na,{long}\n")) == [{"prompt": "a", "completion": long}]
 
 
 def test_values_of_several_types_are_bad_rows_and_no_crash(

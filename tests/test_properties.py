@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, Features, Json
+from datasets import Dataset, Features, Json, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -28,7 +28,10 @@ slower = settings(usual, max_examples=50)
 
 MARKERS = [
     f"<|{name}|>"
-    for name in ("startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message", "call")
+    for name in (
+        *("startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message", "call"),
+        *("endofprompt", "reserved_200000"),
+    )
 ]
 TAGS = ["<think>", "</think>"]
 MAPPING: dict[ColumnRole, str] = {
@@ -212,6 +215,37 @@ def test_every_row_is_in_the_result_or_among_the_dropped(shape: str, drawn: st.D
     assert [line["record"] for line in dropped] == [loaded[line["row"]] for line in dropped]
     good = [loaded[number] for number in range(len(rows)) if number not in set(bad["row"])]
     assert [said_in(row) for row in kept] == [said_in(read(row)) for row in good]
+
+
+# Texts that are JSON, or a date, themselves.
+tempting = st.sampled_from(["42", "null", '"Hi"', "[1]", '{"a": 1}', "2025-08-05", "-1.5e3", "NaN", "true "])
+FILES = {
+    "prompt": st.fixed_dictionaries({"prompt": plain | tempting, "completion": plain | tempting}),
+    "messages": GOOD["messages"],
+    "anything": BROKEN["prompt"],
+}
+
+
+@settings(usual, max_examples=15)
+@pytest.mark.parametrize("shape", FILES)
+@given(drawn=st.data())
+def test_no_text_is_changed_on_its_way_from_a_file(shape: str, drawn: st.DataObject) -> None:
+    rows = drawn.draw(st.lists(FILES[shape], min_size=1, max_size=4))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "own.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tiny = profiles.load("tiny").data.model_dump() | {"dataset": str(file), "revision": None}
+        own = profiles.Data.model_validate(tiny)
+        try:
+            source = data.source(own)
+        except FtlibError:
+            assert shape == "anything", "texts among values of other kinds are refused where they would change"
+            return
+        loaded = load_dataset(**source, split="train", cache_dir=folder)
+        data.check(loaded, own)
+        assert [read(row) for row in rows if not isinstance(read(row), BadRow)] == [
+            found for row in loaded if not isinstance(found := read(row), BadRow)
+        ]
 
 
 @usual
