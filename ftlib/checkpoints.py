@@ -48,7 +48,8 @@ def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | Non
     """
     if session.is_main:
         session.claim_training()
-    found = sorted(session.checkpoints_dir.glob("checkpoint-*"), key=_step)
+        _finish_replacing(session.adapter_dir)
+    found = sorted(session.checkpoints_dir.glob("checkpoint-[0-9]*"), key=_step)
     complete = [folder for folder in found if manifest.is_complete(folder)] if resume else []
     if session.is_main:
         for folder in found:
@@ -80,7 +81,8 @@ def _recipe(session: Session, rows: "Dataset") -> dict[str, Any]:
         "train": profile.train.model_dump(exclude={"checkpoint_steps", "per_device_batch", "use_cpu"}),
     }
     named = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
-    return named | {"training rows": hashlib.sha256(json.dumps(rows["messages"][:]).encode()).hexdigest()}
+    digest = hashlib.sha256(json.dumps(rows["messages"][:]).encode()).hexdigest()
+    return named | {"training rows": f"{len(rows)} with checksum {digest}"}
 
 
 def _check_same_recipe(session: Session, checkpoint: Path, recipe: dict[str, Any]) -> None:
@@ -152,8 +154,14 @@ def replacing(session: Session) -> Iterator[Path]:
     if session.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished
-    if not session.is_main:
-        return
+    if session.is_main:
+        _put_in_place(unfinished, final)
+        session.keep_profile()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # no rank looks for the adapter before it is there
+
+
+def _put_in_place(unfinished: Path, final: Path) -> None:
     for unwanted in ("training_args.bin", "README.md"):
         (unfinished / unwanted).unlink(missing_ok=True)
     _sort_target_modules(unfinished / "adapter_config.json")
@@ -161,12 +169,23 @@ def replacing(session: Session) -> Iterator[Path]:
     if manifest.is_complete(final) and filecmp.cmp(final / manifest.NAME, unfinished / manifest.NAME, shallow=False):
         shutil.rmtree(unfinished)
         return
-    earlier = final.with_name("adapter.replaced")
-    shutil.rmtree(earlier, ignore_errors=True)
     if final.exists():
-        final.rename(earlier)
+        final.rename(_replaced(final))
     unfinished.rename(final)
-    shutil.rmtree(earlier, ignore_errors=True)
+    _finish_replacing(final)
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name("adapter.replaced")
+
+
+def _finish_replacing(final: Path) -> None:
+    """Remove the earlier adapter once the new one is there, or put it back where a kill came between the two."""
+    earlier = _replaced(final)
+    if final.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+    elif earlier.exists():
+        earlier.rename(final)
 
 
 def _sort_target_modules(path: Path) -> None:

@@ -93,7 +93,7 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Ca
 
 def columns_read(columns: Mapping[ColumnRole, str]) -> set[str]:
     """Names of the columns that `reader` looks at, where they are there."""
-    return set(columns.values()) or {*COLUMNS, *KNOWN_COLUMNS}
+    return set(columns.values()) or {*COLUMNS, *KNOWN_COLUMNS, "thinking"}
 
 
 def _check_mapping(names: list[str], columns: Mapping[ColumnRole, str]) -> None:
@@ -129,7 +129,7 @@ def _from_prompt(row: Row) -> dict[str, Any]:
     told = (
         _turns(completion, "completion")
         if isinstance(completion, list)
-        else [Turn("assistant", completion, None, "completion", "completion")]
+        else [Turn("assistant", completion, row.get("thinking"), "completion", "thinking")]
     )
     return _conversation([*asked, *told], row.get("reasoning_language"), "reasoning_language")
 
@@ -154,9 +154,23 @@ def _from_columns(row: Row, columns: Mapping[ColumnRole, str]) -> dict[str, Any]
     return _conversation(turns, row[language] if language else None, language or "")
 
 
+def _check_fields(message: Mapping[str, Any], place: str) -> None:
+    """Text in a field that is not read would be lost without a word."""
+    for name, value in message.items():
+        if (
+            name not in ("role", "content", "thinking")
+            and isinstance(value, (str, list, Mapping))
+            and value
+            and not _is_empty(value)
+        ):
+            raise BadRow(f"{place}.{name}", _shown(value), "role, content and thinking alone")
+
+
 def _turns(messages: Any, field: str) -> list[Turn]:
     if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise BadRow(field, _shown(messages), "a list of messages with role and content")
+    for number, message in enumerate(messages):
+        _check_fields(message, f"{field}[{number}]")
     return [
         Turn(
             message.get("role"),
@@ -177,7 +191,7 @@ def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict
     system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     said = _LANGUAGE.search(system)
     if said and language and said[1].casefold() != language.casefold():
-        raise BadRow(language_field, _shown(language), f"{said[1]}, which the system message asks for")
+        raise BadRow(language_field, _shown(language), f"{_shown(said[1])}, which the system message asks for")
     developer = _LANGUAGE.sub("", system, count=1).strip()
     if language and not said:
         system = f"reasoning language: {language}\n\n{system}".rstrip()

@@ -162,7 +162,7 @@ def _published_schema() -> "Features":
 
 
 def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Dataset, Dataset]":
-    """Rows to train on and rows to measure with, which share no user prompt.
+    """Rows to train on and rows to measure with; no prompt that is measured is asked in any turn of a training row.
 
     Args:
         dataset: rows in the published schema.

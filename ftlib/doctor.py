@@ -43,10 +43,8 @@ class Needs(NamedTuple):
 
 # The rehearsal peaks at 0.9 GB. gpt-oss-20b is 14 GB to download and 42 GB of bfloat16 in memory, on GPUs of 80 GB.
 # Weights of an adapter are read off the shapes: for a matrix, its rows and its columns.
-NEEDS = {
-    "float32": Needs(1e9, 2e9, attention=3_584, experts=2_560),
-    "bfloat16": Needs(30e9, 80e9, attention=497_664, experts=460_800),
-}
+REHEARSAL_NEEDS = Needs(1e9, 2e9, attention=3_584, experts=2_560)
+PUBLISHED_NEEDS = Needs(30e9, 80e9, attention=497_664, experts=460_800)
 
 
 class Check(NamedTuple):
@@ -69,7 +67,7 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    needs = NEEDS[profile.model.dtype]
+    needs = _needs(profile)
     checks = [_python(), _packages(), _device(profile), _memory(profile, needs)]
     checks += [*_disk(profile, output_dir), _hub(profile), *_token(profile)]
     return pd.DataFrame(checks, columns=list(Check._fields))
@@ -88,6 +86,10 @@ def check_disk(profile: Profile, output_dir: Path) -> None:
     for check in _disk(profile, output_dir):
         if check.verdict != OK:
             raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
+
+
+def _needs(profile: Profile) -> Needs:
+    return REHEARSAL_NEEDS if profile.hub.endpoint == "rehearsal" else PUBLISHED_NEEDS
 
 
 def _python() -> Check:
@@ -164,10 +166,10 @@ def _volume(folder: Path) -> int:
 
 
 def _to_download(profile: Profile) -> float:
-    """Bytes of the model that are not in the cache: by its files on the Hub or, where it cannot be asked, by NEEDS."""
+    """Bytes of the model that are not in the cache: by its files on the Hub, where that can be asked."""
     from huggingface_hub import HfApi, constants
 
-    hub, size = profile.hub, NEEDS[profile.model.dtype].downloads
+    hub, size = profile.hub, _needs(profile).downloads
     if hub.endpoint == constants.ENDPOINT:
         try:
             info = HfApi().model_info(
@@ -193,7 +195,7 @@ def _downloaded(model: str, revision: str) -> int:
 
 def _to_write(profile: Profile) -> float:
     """Bytes of the adapter, for a moment twice, and of checkpoints with two optimizer values a weight; all float32."""
-    needs, lora = NEEDS[profile.model.dtype], profile.lora
+    needs, lora = _needs(profile), profile.lora
     weights = lora.r * (needs.attention + needs.experts * len(lora.expert_layers))
     return OUTPUT_BYTES + 4 * weights * (2 + 3 * CHECKPOINTS)
 

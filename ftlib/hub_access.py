@@ -49,8 +49,12 @@ ADVICE = {
 }
 
 
-def check_access(hub: Hub) -> str:
+def check_access(hub: Hub, command: str = "") -> str:
     """Make sure, before anything that takes long, that the adapter may be pushed at its end.
+
+    Args:
+        hub: where it would go.
+        command: where there is an adapter already, the command line that pushes it later, for a person to read.
 
     Returns:
         The id of the repository that it will go to, which need not exist yet.
@@ -59,7 +63,7 @@ def check_access(hub: Hub) -> str:
         FtlibError: there is no token, the Hub is out of reach or refuses it, it may not write to the target, or the
             target is public where the profile wants it private.
     """
-    with _in_one_line(""):
+    with _in_one_line(_later(command) if command else ""):
         repo: str = _retrying()(_writable_target, hub)
     return repo
 
@@ -131,8 +135,12 @@ def attempts(command: str) -> Iterator[AttemptManager]:
     Raises:
         FtlibError: the Hub did not do it: what it answered, and what to do. An error of something else stays as it is.
     """
-    with _in_one_line(f", then run `{command}`; the saved adapter is complete and unchanged"):
+    with _in_one_line(_later(command)):
         yield from _retrying()
+
+
+def _later(command: str) -> str:
+    return f", then run `{command}`; the saved adapter is complete and unchanged"
 
 
 def _retrying() -> Retrying:

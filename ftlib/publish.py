@@ -95,12 +95,13 @@ def push(profile: Profile, adapter_dir: Path, command: str) -> str:
     from huggingface_hub import HfApi
 
     _check_finished(adapter_dir)
+    repo = hub_access.check_access(profile.hub, command)
     api = HfApi()
     for attempt in hub_access.attempts(command):
         with attempt:
-            repo = api.create_repo(profile.hub.push_target, private=profile.hub.private, exist_ok=True)
-            api.upload_folder(repo_id=repo.repo_id, folder_path=adapter_dir, allow_patterns=list(ADAPTER_FILES))
-    return str(repo)
+            address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=adapter_dir, allow_patterns=list(ADAPTER_FILES))
+    return str(address)
 
 
 def model_card(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftlib import parameters, profiles, records, redaction
+from ftlib import manifest, parameters, profiles, records, redaction
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 
@@ -100,10 +100,14 @@ class Session:
             lock.acquire(timeout=CLAIM_TIMEOUT_S)
         except Timeout:
             raise FtlibError(
-                f"another process is training in {self.relative(self.output_dir)}/; wait for it, end it, or name "
-                "another output_root"
+                f"another process is training in {self.relative(self.output_dir)}/, or a notebook that did is still "
+                "open; wait for it, shut its kernel down, or name another output_root"
             ) from None
         self._held.append(lock)
+
+    def keep_profile(self) -> None:
+        """Write the resolved profile beside the outputs; beside a finished adapter stays the one that it came from."""
+        records.write(self.output_dir, "profile", self.profile.model_dump(mode="json"))
 
     def record(self, notebook: str, **values: Any) -> None:
         """Keep what a notebook measured, on rank 0."""
@@ -171,8 +175,8 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
         wanted, asked_for, root, str(output_root), output_dir, hub_url, rank, local_rank, world_size, servers
     )
     _limit_waiting()
-    if session.is_main:
-        (output_dir / "profile.json").write_text(wanted.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if session.is_main and not manifest.is_complete(session.adapter_dir):
+        session.keep_profile()
     _current = session
     return session
 

@@ -164,7 +164,7 @@ ROWS = [
     row("also with many", {"messages": "x"}, "expected a list", extra="held_out_share = 0.5\nmax_length = 10"),
     own("rows.jsonl", lines({"messages": 1}, {"messages": 2}), "rows.jsonl, row 1, messages: found 1", "(2 bad rows in all)", name="all bad", extra='on_bad_row = "drop"'),
     own("rows.csv", "prompt,completion\na,b\n,c\n", "rows.csv, row 2, prompt: found nothing, expected text", name="an empty prompt"),
-    own("rows.jsonl", lines({"q": "a", "a": "b", "l": "French", "s": "reasoning language: German"}), "row 1, l: found 'French', expected German, which the system message asks for", name="two languages", extra='columns = { prompt = "q", response = "a", system = "s", reasoning_language = "l" }'),
+    own("rows.jsonl", lines({"q": "a", "a": "b", "l": "French", "s": "reasoning language: German"}), "row 1, l: found 'French', expected 'German', which the system message asks for", name="two languages", extra='columns = { prompt = "q", response = "a", system = "s", reasoning_language = "l" }'),
 ]  # fmt: skip
 
 SPLITS = [
@@ -207,7 +207,7 @@ ARTEFACTS = [
     Case("another recipe", ("checkpoint-3 was trained with train.seed = 0, now it is 1; resume = False", "another output_root keeps both"), TRAIN, profile="[train]\nseed = 1", circumstance=("checkpoint", ())),
     Case("other rows", ("checkpoint-3 was trained with training rows = ", "resume = False"), TRAIN, circumstance=("checkpoint_of_other_rows", None)),
     Case("no checkpoint of a finished adapter", ("adapter/ holds a finished adapter, and there is no checkpoint of it; resume = False",), TRAIN, circumstance=("no_checkpoint", None)),
-    Case("a training that runs already", ("another process is training in outputs/mine/; wait for it",), TRAIN, circumstance=("another_trains", None)),
+    Case("a training that runs already", ("another process is training in outputs/mine/, or a notebook", "wait for it"), TRAIN, circumstance=("another_trains", None)),
 ]  # fmt: skip
 
 CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *ARTEFACTS]

@@ -169,7 +169,7 @@ def test_an_adapter_takes_its_place_whole_with_checksums_and_without_what_is_non
     with checkpoints.replacing(run) as folder:
         save_adapter(folder, "second")
     assert (run.adapter_dir / "adapter_model.safetensors").read_text() == "second"
-    assert [path.name for path in run.output_dir.iterdir()] == ["adapter"]
+    assert {path.name for path in run.output_dir.iterdir()} == {"adapter", "profile.json"}
 
 
 def test_one_that_came_out_the_same_stays_with_its_card(run: Session) -> None:
@@ -179,7 +179,7 @@ def test_one_that_came_out_the_same_stays_with_its_card(run: Session) -> None:
     with checkpoints.replacing(run) as folder:
         save_adapter(folder, "the same", modules=("q_proj", "k_proj"))  # PEFT writes a set
     assert (run.adapter_dir / "README.md").read_text() == "with results"
-    assert [path.name for path in run.output_dir.iterdir()] == ["adapter"]
+    assert {path.name for path in run.output_dir.iterdir()} == {"adapter", "profile.json"}
 
 
 def save_until_the_disk_is_full(run: Session) -> None:
@@ -196,7 +196,20 @@ def test_a_stop_before_the_end_leaves_the_earlier_one(run: Session) -> None:
     assert (run.adapter_dir / "adapter_model.safetensors").read_text() == "finished"
     with checkpoints.replacing(run) as folder:
         save_adapter(folder, "next")
-    assert [path.name for path in run.output_dir.iterdir()] == ["adapter"]
+    assert {path.name for path in run.output_dir.iterdir()} == {"adapter", "profile.json"}
+
+
+@pytest.mark.parametrize("new_is_there", [True, False])
+def test_a_kill_between_the_old_adapter_and_the_new_is_made_good(run: Session, new_is_there: bool) -> None:
+    save_checkpoint(run, 3)
+    with checkpoints.replacing(run) as folder:
+        save_adapter(folder, "old")
+    earlier = run.adapter_dir.rename(run.output_dir / "adapter.replaced")
+    if new_is_there:
+        save_adapter(run.adapter_dir, "new")
+    checkpoints.last_complete(run, ROWS, resume=True)
+    assert (run.adapter_dir / "adapter_model.safetensors").read_text() == ("new" if new_is_there else "old")
+    assert not earlier.exists()
 
 
 def test_another_rank_puts_nothing_in_place(run: Session) -> None:

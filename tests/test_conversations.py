@@ -178,7 +178,7 @@ def test_a_language_is_written_into_the_system_message() -> None:
 
 def test_two_languages_are_refused() -> None:
     row = {"messages": [said("system", SPANISH), *exchange()["messages"]], "reasoning_language": "French"}
-    assert wrong(row) == ("reasoning_language", "'French'", "Spanish, which the system message asks for")
+    assert wrong(row) == ("reasoning_language", "'French'", "'Spanish', which the system message asks for")
     mapped = {"q": ASKED, "a": ANSWERED, "s": SPANISH, "l": "French\nor German"}
     named = {"prompt": "q", "response": "a", "system": "s", "reasoning_language": "l"}
     assert wrong(mapped, **named)[:2] == ("l", r"'French\nor German'")
@@ -370,3 +370,18 @@ def test_columns_without_prompt_and_response_are_refused(columns: dict[ColumnRol
     assert str(raised.value) == (
         f"data.columns names {sorted(columns)}; expected at least prompt and response; add what is missing"
     )
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "tool_calls"])
+def test_text_in_a_field_that_is_not_read_is_not_lost_without_a_word(name: str) -> None:
+    said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes.", name: ["Hm."]}]
+    with pytest.raises(BadRow) as raised:
+        reader(["messages"], {})({"messages": said})
+    assert raised.value.args == (f"messages[1].{name}", "['Hm.']", "role, content and thinking alone")
+    said[1][name] = None  # as `datasets` fills what other rows have
+    assert reader(["messages"], {})({"messages": said})["final"] == "Yes."
+
+
+def test_a_prompt_with_a_completion_may_have_a_column_of_reasoning() -> None:
+    row = {"prompt": "Hi?", "completion": "Yes.", "thinking": "Hm."}
+    assert reader(list(row), {})(row)["analysis"] == "Hm."

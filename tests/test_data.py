@@ -288,6 +288,22 @@ def test_the_example_is_whole_and_made_for_the_tiny_model(
     assert (len(train), len(held_out)) == (191, 49)
 
 
+def test_reasoning_beside_a_prompt_comes_from_a_file_as_it_is(settings: Data, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    lines = [prompt("q1") | {"thinking": "42"}, prompt("q2") | {"thinking": None}]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    rows = load_dataset(**data.source(own(settings, file)), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.conversations(rows, own(settings, file), tmp_path)["analysis"][:] == ["42", ""]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in (lines[0], prompt("q2") | {"thinking": 42})))
+    with pytest.raises(FtlibError, match=r"own.jsonl, line 2: thinking is no text, in own.jsonl, line 1 it is one"):
+        data.source(own(settings, file))
+
+
+def test_a_field_that_is_blank_is_no_reason_to_refuse_a_row(settings: Data) -> None:
+    said = [message("user", "q"), message("assistant", "a") | {"reasoning_content": " \n", "weight": "", "tools": []}]
+    assert data.check(Dataset.from_list([{"messages": said}]), settings).empty
+
+
 def test_rows_of_several_files_are_numbered_in_each(settings: Data, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n" for q in ("q1", "", "q2")))
     (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(prompt(q))}\n" for q in ("q3", "q1", "<|call|>")))

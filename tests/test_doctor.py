@@ -154,14 +154,14 @@ def test_where_the_hub_can_be_asked_the_models_own_size_counts(
         {"rfilename": "metal/model.bin", "size": 13_800_000_000},
     ]
     profile = profiles.load("gpt-oss-20b")
-    assert doctor._to_download(profile) == doctor.NEEDS["bfloat16"].downloads, "this process speaks to another Hub"
+    assert doctor._to_download(profile) == doctor.PUBLISHED_NEEDS.downloads, "this process speaks to another Hub"
     ours = profile.hub.model_copy(update={"endpoint": constants.ENDPOINT})
     profile = profile.model_copy(update={"hub": ours})
     assert doctor._to_download(profile) == 4_800_001_806
     monkeypatch.setattr(doctor, "_downloaded", lambda model, revision: 4_000_000_000)
     assert doctor._to_download(profile) == 800_001_806
     hub["status"] = 503
-    assert doctor._to_download(profile) == doctor.NEEDS["bfloat16"].downloads - 4_000_000_000
+    assert doctor._to_download(profile) == doctor.PUBLISHED_NEEDS.downloads - 4_000_000_000
 
 
 def test_one_volume_must_hold_the_sum(machine: Path, volumes: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, Features, Json, load_dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,8 @@ plain = anything.filter(lambda text: text.strip() and not any(mark in text for m
 roles = st.sampled_from(["system", "developer", "user", "assistant", "tool"])
 broken_messages = st.lists(
     st.fixed_dictionaries(
-        {"role": roles | values, "content": pieces | values}, optional={"thinking": pieces | values, "name": values}
+        {"role": roles | values, "content": pieces | values},
+        optional={"thinking": pieces | values, "reasoning_content": pieces | values},
     )
     | values,
     max_size=5,
@@ -113,7 +114,7 @@ GOOD = {
         st.none() | plain,
     ),
     "prompt": conversations().map(lambda said: {"prompt": said[:-1], "completion": said[-1:]})
-    | st.fixed_dictionaries({"prompt": plain, "completion": plain}),
+    | st.fixed_dictionaries({"prompt": plain, "completion": plain}, optional={"thinking": st.none() | plain}),
     "named": st.fixed_dictionaries(
         {"q": plain, "a": plain, "s": st.none() | plain, "t": st.none() | plain, "l": st.none() | plain}
     ),
@@ -149,17 +150,22 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for item in value for text in texts(item)]
     if isinstance(value, dict):
-        other = ("role", "name", "reasoning_language", "l")
+        other = ("role", "reasoning_language", "l")
         return [text for key, item in value.items() if key not in other for text in texts(item)]
     return []
 
 
 def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     """As `load_dataset` gives columns whose values are of several types."""
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
     return Dataset.from_dict(
         {name: [row.get(name) for row in rows] for name in names}, features=Features(dict.fromkeys(names, Json()))
     )
+
+
+def is_one_line(text: str) -> bool:
+    """A carriage return, or one of Unicode's own line breaks, ends a line as well."""
+    return len(text.splitlines()) == 1
 
 
 def said_in(row: dict[str, Any]) -> str:
@@ -176,7 +182,18 @@ def test_a_good_row_loses_no_text(row: dict[str, Any]) -> None:
     assert found["messages"][-1]["role"] == "assistant"
 
 
+def seldom(system: str = "Be brief.", language: str | None = None, **more: Any) -> dict[str, Any]:
+    """What chance would hardly put together."""
+    asked = [{"role": "system", "content": system}, {"role": "user", "content": "q"}]
+    return {"messages": [*asked, {"role": "assistant", "content": "a", **more}], "reasoning_language": language}
+
+
 @usual
+@example(seldom("reasoning language: Fre\rnch", "German"))
+@example(seldom("reasoning language: Fre\u2028nch", "Ger\x85man"))
+@example(seldom(reasoning_content="Hm."))
+@example(seldom(reasoning_content=["Hm."]))
+@example(seldom(reasoning_content={"text": "Hm."}))
 @given(good_rows | broken_rows)
 def test_any_row_is_read_or_refused_by_name(row: dict[str, Any]) -> None:
     before = json.dumps(row)
@@ -184,7 +201,7 @@ def test_any_row_is_read_or_refused_by_name(row: dict[str, Any]) -> None:
     assert json.dumps(row) == before
     if isinstance(found, BadRow):
         assert all(found.args)
-        assert "\n" not in "".join(found.args)
+        assert all(is_one_line(part) for part in found.args)
         return
     assert tuple(found) == COLUMNS
     messages = found["messages"]
@@ -199,6 +216,7 @@ def test_any_row_is_read_or_refused_by_name(row: dict[str, Any]) -> None:
 @given(drawn=st.data())
 def test_every_row_is_in_the_result_or_among_the_dropped(shape: str, drawn: st.DataObject) -> None:
     rows = drawn.draw(st.lists(GOOD[shape] | BROKEN[shape], min_size=1, max_size=5))
+    rows += drawn.draw(st.lists(st.sampled_from(rows), max_size=2))
     loaded = dataset_of(rows)
     dropping = profiles.load("tiny").data.model_copy(update={"on_bad_row": "drop", "columns": mapping(rows[0])})
     bad = data.check(loaded, dropping)
@@ -206,15 +224,37 @@ def test_every_row_is_in_the_result_or_among_the_dropped(shape: str, drawn: st.D
         if len(bad) == len(rows):
             with pytest.raises(FtlibError) as raised:
                 data.conversations(loaded, dropping, Path(folder))
-            assert "\n" not in str(raised.value)
+            assert is_one_line(str(raised.value))
             return
         kept = data.conversations(loaded, dropping, Path(folder))
         file = Path(folder) / data.DROPPED
         dropped = [json.loads(line) for line in file.open(encoding="utf-8")] if file.exists() else []
     assert [line["row"] for line in dropped] == bad["row"].tolist()
+    assert len(kept) + len(dropped) == len(rows)
     assert [line["record"] for line in dropped] == [loaded[line["row"]] for line in dropped]
     good = [loaded[number] for number in range(len(rows)) if number not in set(bad["row"])]
     assert [said_in(row) for row in kept] == [said_in(read(row)) for row in good]
+
+
+@slower
+@pytest.mark.parametrize("shape", GOOD)
+@given(drawn=st.data())
+def test_stopping_keeps_every_row_or_says_why_not(shape: str, drawn: st.DataObject) -> None:
+    rows = drawn.draw(st.lists(GOOD[shape], min_size=1, max_size=3))
+    rows += drawn.draw(st.lists(BROKEN[shape] | st.sampled_from(rows), max_size=1))
+    loaded = dataset_of(rows)
+    stopping = profiles.load("tiny").data.model_copy(update={"columns": mapping(rows[0])})
+    bad = data.check(loaded, stopping)
+    with tempfile.TemporaryDirectory() as folder:
+        if bad.empty:
+            kept = data.conversations(loaded, stopping, Path(folder))
+            assert [said_in(row) for row in kept] == [said_in(read(row)) for row in loaded]
+        else:
+            with pytest.raises(FtlibError) as raised:
+                data.conversations(loaded, stopping, Path(folder))
+            assert is_one_line(str(raised.value))
+            assert f", row {bad['row'][0]}, {bad['field'][0]}: found" in str(raised.value)
+        assert not list(Path(folder).iterdir())
 
 
 # Texts that are JSON, or a date, themselves.
@@ -253,7 +293,7 @@ def test_no_text_is_changed_on_its_way_from_a_file(shape: str, drawn: st.DataObj
 def test_any_columns_are_accepted_or_listed(names: list[str]) -> None:
     with pytest.raises(FtlibError) as raised:
         reader(names, {})
-    assert "\n" not in str(raised.value)
+    assert is_one_line(str(raised.value))
     assert str(names) in str(raised.value)
 
 

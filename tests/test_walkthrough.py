@@ -145,6 +145,7 @@ def test_nothing_that_was_written_or_printed_holds_a_secret(walkthrough: Project
 def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
     project = copy_of(walkthrough, tmp_path / "project")
     (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
+    shutil.rmtree(project.root / "outputs/tiny/adapter")
     ftlib("run", "--profile", "tiny", "--nproc", "2", "--no-resume", "04_train_lora", folder=project.root)
     two, one = project.record("04_train_lora"), walkthrough.record("04_train_lora")
     assert two["world_size"] == 2

@@ -54,7 +54,7 @@ class Section(BaseModel):
 class Hub(Section):
     """Where the model comes from and where the adapter goes."""
 
-    endpoint: Annotated[str, Field(pattern=r"^(rehearsal|https://\S+)$")]
+    endpoint: Annotated[str, Field(pattern=r"^(rehearsal|https://[^\s@]+)$")]
     model: RepoId
     model_revision: Commit
     push_target: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
@@ -236,11 +236,13 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FtlibError(f"profile {name}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise FtlibError(f"profile {name}: cannot be read ({error.strerror}); check its rights") from None
     base = values.pop("extends", None)
     values.setdefault("name", path.stem)
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
-        data["dataset"] = str((path.parent / Path(data["dataset"]).expanduser()).resolve())
+        data["dataset"] = _resolved(data["dataset"], path.parent)
     if base is None:
         return values
     if not isinstance(base, str):
@@ -249,6 +251,13 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     parent = path.parent / base if base.endswith(".toml") else base
     return _overlay(_read(str(parent), (*seen, path)), values)
+
+
+def _resolved(dataset: str, folder: Path) -> str:
+    try:
+        return str((folder / Path(dataset).expanduser()).resolve())
+    except RuntimeError:
+        raise FtlibError(f"data.dataset {dataset!r}: nobody of that name has a home here; write the path out") from None
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
