@@ -194,6 +194,7 @@ def seldom(system: str = "Be brief.", language: str | None = None, **more: Any) 
 @example(seldom(reasoning_content="Hm."))
 @example(seldom(reasoning_content=["Hm."]))
 @example(seldom(reasoning_content={"text": "Hm."}))
+@example(seldom(content="<think>one</think>two", thinking="three"))
 @given(good_rows | broken_rows)
 def test_any_row_is_read_or_refused_by_name(row: dict[str, Any]) -> None:
     before = json.dumps(row)
@@ -325,6 +326,10 @@ def test_no_text_of_a_reply_is_lost(text: str) -> None:
     segments = split_channels(text)
     assert "".join(segment.text for segment in segments) == text
     assert all(segment.text and segment.content in segment.text for segment in segments)
+    openings = ("<|start|>", "<|channel|>", "<|message|>")
+    assert not any(opening in segment.content for segment in segments for opening in openings), (
+        "glued ones are told apart"
+    )
     reply = parse_reply(text)
     assert reply.raw == text
     assert all(part in text for said in (reply.analysis, reply.commentary) for part in said.split("\n"))
