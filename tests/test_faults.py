@@ -40,11 +40,14 @@ from ftlib.rehearsal.hub import MODEL_ID
 PROFILE = profiles.load("tiny")
 REPO = f"learner/{PROFILE.hub.push_target}"
 PUSH = {
+    "account": "GET /api/whoami-v2",
     "create": "POST /api/repos/create",
     "validate": "POST /api/validate-yaml",
     "preupload": f"POST /api/models/{REPO}/preupload/main",
     "commit": f"POST /api/models/{REPO}/commit/main",
 }
+# Is it there already? That nothing is found is an answer, and no fault.
+LOOK = {"look": f"GET /api/models/{REPO}"}
 PULL = {
     "info": f"GET /api/models/{REPO}/revision/main",
     "tree": f"GET /api/models/{REPO}/tree/[0-9a-f]{{40}}",
@@ -182,7 +185,10 @@ def pull(run: session.Session, cache: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("without_xet", "requests"),
-    [(True, ["create", "validate", "validate", "preupload", "commit"]), (False, [*PUSH])],
+    [
+        (True, ["account", "look", "create", "validate", "validate", "preupload", "commit"]),
+        (False, ["account", "look", "create", "validate", "preupload", "commit"]),
+    ],
     ids=["rehearsal", "library for large files"],
 )
 def test_a_clean_push_is_these_requests_and_these_files(
@@ -195,7 +201,8 @@ def test_a_clean_push_is_these_requests_and_these_files(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", without_xet)
     before = files_of(run.adapter_dir)
     assert push(run) == f"{hub.endpoint}/{REPO}"
-    named = [next(name for name, pattern in PUSH.items() if re.fullmatch(pattern, asked)) for asked in hub.requests]
+    known = PUSH | LOOK
+    named = [next(name for name, pattern in known.items() if re.fullmatch(pattern, asked)) for asked in hub.requests]
     assert named == requests
     assert files_of(run.adapter_dir) == before
     expected = {name: data for name, data in before.items() if name in publish.ADAPTER_FILES}
