@@ -71,10 +71,7 @@ def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
 def _check_finished(adapter_dir: Path) -> None:
     missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
     if missing:
-        raise FtlibError(
-            f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first, and "
-            "05_push_and_infer.ipynb, which writes the card README.md"
-        )
+        raise FtlibError(f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first")
     manifest.verify(adapter_dir)
 
 
