@@ -33,13 +33,17 @@ def refusal(name: str | Path) -> str:
     return message
 
 
+WHOLE = ["gpt-oss-20b", "tiny"]
+FAST = ["gpt-oss-20b-fast", "tiny-fast"]
+
+
 def test_shipped_profiles_load() -> None:
-    assert profiles.shipped() == ["gpt-oss-20b", "tiny"]
+    assert profiles.shipped() == sorted(WHOLE + FAST)
     for name in profiles.shipped():
         assert profiles.load(name).name == name
 
 
-@pytest.mark.parametrize("name", profiles.shipped())
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_shipped_value_is_read(name: str) -> None:
     """A value that the file holds and the profile does not would be decoration."""
     written = tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
@@ -49,9 +53,22 @@ def test_every_shipped_value_is_read(name: str) -> None:
 
 
 def test_the_two_shipped_profiles_say_the_same_things() -> None:
-    tiny, large = (tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text()) for name in profiles.shipped())
+    tiny, large = (tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text()) for name in WHOLE)
     assert {section: list(values) for section, values in tiny.items()} == {
         section: list(values) for section, values in large.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "fast"), zip(WHOLE, FAST, strict=True))
+def test_a_fast_profile_changes_how_it_is_computed_and_nothing_that_is_learned(name: str, fast: str) -> None:
+    changed = set(profiles.compare(name, fast).index) - {"hub.push_target", "track.project"}
+    assert changed
+    assert changed <= {
+        "model.attention",
+        "model.experts",
+        "train.per_device_batch",
+        "train.sampling",
+        "train.padding_free",
     }
 
 

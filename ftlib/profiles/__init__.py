@@ -119,6 +119,7 @@ class Lora(Section):
     alpha: PositiveInt
     target_modules: str
     expert_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
+    dtype: Literal["bfloat16", "float32"]
 
 
 class Train(Section):
@@ -131,6 +132,9 @@ class Train(Section):
     warmup_share: Share
     schedule: Literal["cosine_with_min_lr", "cosine_warmup_with_min_lr"]
     min_learning_rate_share: Share
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"]
+    sampling: Literal["random", "group_by_length"]
+    padding_free: bool
     activation_checkpointing: bool
     bf16: bool
     use_cpu: bool
