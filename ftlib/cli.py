@@ -1,4 +1,4 @@
-"""The command line: `ftlib run`, `ftlib push`, `ftlib doctor` and `ftlib report`."""
+"""The command line: `ftlib run`, `ftlib push`, `ftlib doctor`, `ftlib bench` and `ftlib report`."""
 
 import os
 import sys
@@ -60,6 +60,28 @@ def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
         table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
     Console().print(table)
     raise typer.Exit(int((checks["verdict"] != doctor.OK).any()))
+
+
+@app.command()
+def bench(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    levers: Annotated[bool, typer.Option("--levers", help="Also time each lever of the fast recipe alone.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every recipe has its turn.")] = 5,
+    updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
+) -> None:
+    """Time the seed's recipe beside this profile's and its fast one, on a model with random weights."""
+    from ftlib.session import prepare_libraries, project_root
+
+    prepare_libraries()
+    from ftlib import bench
+    from ftlib.runner import shown
+
+    console = Console()
+    result = bench.run(profile, levers, rounds, updates, console)
+    written = bench.write(result, project_root() / output_root / result["profile"])
+    console.print(*bench.tables(result), sep="\n")
+    console.print(bench.summary(result), *map(shown, written), sep="\n", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -160,11 +160,8 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
             f"output_root = {str(output_root)!r}: no folder can be made there ({error.strerror}); name another place"
         ) from None
     hub_url, servers = _connect(wanted, output_dir)
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
-    # Idle threads sleep instead of spinning: as fast on a quiet machine, and kinder to a busy one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _silence_what_misleads()
+    prepare_libraries()
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
@@ -214,6 +211,14 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     hub.start()
     _rehearse_in_isolation(hub.endpoint, hub.token, output_dir / "huggingface")
     return hub.endpoint, [hub]
+
+
+def prepare_libraries() -> None:
+    """What the libraries read from their surroundings when they are imported, whichever the profile."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Idle threads sleep instead of spinning: as fast on a quiet machine, and kinder to a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _silence_what_misleads()
 
 
 def _limit_waiting() -> None:

@@ -1,4 +1,4 @@
-"""Batches without padding: rows that share a sequence learn what they would learn alone, and the guard is what does it."""
+"""Batches without padding: rows that share a sequence say what they would say alone, and the guard is what does it."""
 
 from collections.abc import Callable
 from typing import Any
