@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ftlib import cells
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
@@ -138,10 +140,12 @@ class Notebooks:
 
     names = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
 
+    def path(self, name: str) -> Path:
+        return ROOT / "notebooks" / f"{name}.ipynb"
+
     def cells(self, name: str) -> list[str]:
         """The source of a notebook's code cells, in order."""
-        notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
-        return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        return cells.read(self.path(name))
 
     def tree(self, name: str) -> ast.Module:
         """All of a notebook's code as one syntax tree."""
@@ -160,32 +164,11 @@ class Notebooks:
 
     def cells_for(self, name: str, variable: str, given: Collection[str]) -> list[str]:
         """The cells that it takes to arrive at a variable, in order, for who has what is `given`."""
-        cells = self.cells(name)
-        bound = [_names(cell, ast.Store) for cell in cells]
-        wanted = max(position for position, names in enumerate(bound) if variable in names)
-        taken, open_ends = set(), [wanted]
-        while open_ends:
-            position = open_ends.pop()
-            taken.add(position)
-            for needed in _names(cells[position], ast.Load, ast.Del) - bound[position] - set(given):
-                sources = [earlier for earlier in range(position) if needed in bound[earlier]]
-                open_ends += sources[-1:]
-        return [cells[position] for position in sorted(taken)]
+        return cells.leading_to(variable, self.path(name), given)
 
     def run(self, name: str, variable: str, namespace: dict[str, Any]) -> Any:
         """Execute, as they stand, the cells that it takes to arrive at a variable; returns its value."""
-        for cell in self.cells_for(name, variable, namespace):
-            exec(cell, namespace)
-        return namespace[variable]
-
-
-def _names(source: str, *contexts: type[ast.expr_context]) -> set[str]:
-    nodes = list(ast.walk(ast.parse(source)))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, contexts)}
-    if ast.Store in contexts:
-        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
-        names |= {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
-    return names
+        return cells.run(variable, self.path(name), namespace)
 
 
 @pytest.fixture(scope="session")

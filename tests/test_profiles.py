@@ -59,7 +59,7 @@ def test_the_two_shipped_profiles_say_the_same_things() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "fast"), zip(WHOLE, FAST, strict=True))
+@pytest.mark.parametrize(("name", "fast"), list(zip(WHOLE, FAST, strict=True)))
 def test_a_fast_profile_changes_how_it_is_computed_and_nothing_that_is_learned(name: str, fast: str) -> None:
     changed = set(profiles.compare(name, fast).index) - {"hub.push_target", "track.project"}
     assert changed
@@ -104,7 +104,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) ->
 
 
 def test_a_name_like_no_other_is_refused_with_all_of_them() -> None:
-    assert "['gpt-oss-20b', 'tiny']" in refusal("mistral")
+    assert str(profiles.shipped()) in refusal("mistral")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_missing_value_is_named_with_the_way_out(write: Write) -> None:
     lines = [line for line in text.splitlines() if not line.startswith("learning_rate")]
     message = refusal(write("\n".join(lines)))
     assert "train.learning_rate is missing" in message
-    assert "['gpt-oss-20b', 'tiny']" in message
+    assert str(profiles.shipped()) in message
 
 
 @pytest.mark.parametrize("content", [b"[train\nseed = 1", b"[train]\nseed = ", b"\xff\xfe", b"seed = 1\nseed = 2"])
