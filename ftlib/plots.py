@@ -7,6 +7,7 @@ baseline), purple is what training adds.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -337,6 +338,32 @@ def adapter_size(base_bytes: int, adapter_bytes: int, ax: Axes | None = None) ->
     ax.invert_yaxis()
     ax.margins(x=0.3)
     ax.set(title="How large is what we trained?", xlabel="size on disk")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.xaxis.set_major_formatter(lambda value, _: _amount(value, _BYTE_UNITS))
+    return ax
+
+
+def memory(items: Mapping[str, float], capacity: float, ax: Axes | None = None) -> Axes:
+    """Draw what takes memory, item by item from left to right, beside what there is.
+
+    Args:
+        items: Bytes by item, as `planner.Plan.items` has them.
+        capacity: Bytes that one GPU, or the machine, has.
+        ax: Axes to draw on; None for a figure of its own.
+    """
+    ax = _axes(ax, height=3.2)
+    sizes = list(items.values())
+    starts = [0.0, *accumulate(sizes)][:-1]
+    # What is there whatever is trained is grey; what does not fit is hatched.
+    bars = ax.barh(list(items), sizes, left=starts, color=[BEFORE, *[AFTER] * (len(sizes) - 1)], height=0.7)
+    for bar, start, size in zip(bars, starts, sizes, strict=True):
+        bar.set_hatch("///" if start + size > capacity else "")
+    _label_bars(ax, bars, [_amount(size, _BYTE_UNITS) for size in sizes])
+    ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    total = f"{_amount(sum(sizes), _BYTE_UNITS)} of {_amount(capacity, _BYTE_UNITS)}"
+    ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up (dashed: what there is)")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.xaxis.set_major_formatter(lambda value, _: _amount(value, _BYTE_UNITS))
     return ax

@@ -12,25 +12,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
-from ftlib import adapters, profiles
+from ftlib import adapters, planner, profiles
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
-PUBLISHED_SHAPE = GptOssConfig(
-    num_hidden_layers=24,
-    num_local_experts=32,
-    num_experts_per_tok=4,
-    hidden_size=2880,
-    intermediate_size=2880,
-    head_dim=64,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    vocab_size=201_088,
-    router_aux_loss_coef=0.9,
-)
+PUBLISHED_SHAPE = planner.model_config(profiles.load("gpt-oss-20b").hub)
 # What the blog post trained with; the names are today's (it said `warmup_ratio`), and the last three were defaults.
 SEED = {
     "learning_rate": 2e-4,
