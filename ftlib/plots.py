@@ -359,11 +359,12 @@ def memory(items: Mapping[str, float], capacity: float, ax: Axes | None = None) 
     for bar, start, size in zip(bars, starts, sizes, strict=True):
         bar.set_hatch("///" if start + size > capacity else "")
     _label_bars(ax, bars, [_amount(size, _BYTE_UNITS) for size in sizes])
-    ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
+    if capacity < 3 * sum(sizes):  # further away, it would squeeze the bars to nothing
+        ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
     ax.invert_yaxis()
     ax.margins(x=0.15)
     total = f"{_amount(sum(sizes), _BYTE_UNITS)} of {_amount(capacity, _BYTE_UNITS)}"
-    ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up (dashed: what there is)")
+    ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.xaxis.set_major_formatter(lambda value, _: _amount(value, _BYTE_UNITS))
     return ax

@@ -222,7 +222,11 @@ def test_own_data_needs_its_rows(tmp_path: Path) -> None:
     assert planner.plan(profile, machine, rows=100).tokens == 100 * profile.data.max_length
 
 
-def test_another_model_needs_the_hub(tmp_path: Path) -> None:
+def test_another_model_needs_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_answers(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", nobody_answers)
     commit = "0" * 40
     values = f'[hub]\nmodel = "somebody/another"\nmodel_revision = "{commit}"\n'
     with pytest.raises(FtlibError, match=r"hub\.model somebody/another: its config\.json is neither known here"):
