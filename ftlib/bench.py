@@ -152,7 +152,7 @@ def run(profile: str, one_by_one: bool, rounds: int, updates: int, console: Cons
     """
     compared = recipes(profile, one_by_one)
     reference = compared[REFERENCE]
-    config = fitting(architecture.config_of(reference.hub.model), reference)
+    config = fitting(shape_of(reference), reference)
     rows = rows_of(reference)
     exact: dict[str, Measured] = {}
     measured: dict[str, Measured] = {}
@@ -168,7 +168,7 @@ def run(profile: str, one_by_one: bool, rounds: int, updates: int, console: Cons
         for name in list(compared)[:: 1 if turn % 2 == 0 else -1]:
             _time(compared[name], config, rows, updates, measured[name])
     peaks = {dtype: matmul_flops(dtype, reference.train.use_cpu) for dtype in TOLERANCE}
-    flops = architecture.training_flops_per_token(config)
+    flops = architecture.useful_flops(config, tokens=1)
     return {
         "profile": reference.name,
         "model": reference.hub.model,
@@ -182,6 +182,14 @@ def run(profile: str, one_by_one: bool, rounds: int, updates: int, console: Cons
         "imports_s": _import_seconds(),
         "recipes": [_row(name, compared[name], found, flops, peaks) for name, found in measured.items()],
     }
+
+
+def shape_of(recipe: Profile) -> GptOssConfig:
+    """The configuration of a recipe's model, for weights that are random and therefore not packed."""
+    config = architecture.config_of(recipe.hub)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def check(recipe: Profile, config: GptOssConfig, rows: Dataset) -> Measured:

@@ -1,4 +1,4 @@
-"""The command line: `ftlib run`, `ftlib push`, `ftlib doctor`, `ftlib bench` and `ftlib report`."""
+"""The command line: `ftlib run`, `push`, `plan`, `doctor`, `bench` and `report`."""
 
 import os
 import sys
@@ -44,6 +44,37 @@ def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None
 
     session = start(profile, output_root)
     print(publish.push(session.profile, session.adapter_dir, session.command("push")))
+
+
+@app.command()
+def plan(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    sku: Annotated[str | None, typer.Option(help="A machine of Azure's; this one if none is named.")] = None,
+    nproc: Annotated[int, typer.Option(help="Processes that train together, one a GPU, as `ftlib run` has it.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Of the machine, for an hour.")] = None,
+    rows: Annotated[int | None, typer.Option(help="To train on, where the data set is your own.")] = None,
+) -> None:
+    """Say beforehand whether a run fits, how long it takes and what it costs; exit code 1 if it does not fit."""
+    from ftlib import start
+
+    session = start(profile, output_root)
+    from ftlib import planner
+    from ftlib.azureml import skus
+
+    wanted = session.profile
+    on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
+    found = on_sku or planner.here(session, nproc, rows)
+    console, items, machines = Console(), Table("memory", "at its most", title=found.machine.name), Table()
+    for name, size in found.items.items():
+        items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
+    across = planner.across_skus(wanted, rows)
+    for column in across.columns:
+        machines.add_column(column, no_wrap=column == "machine")
+    for row in across.astype(str).itertuples(index=False):
+        machines.add_row(*row)
+    console.print(items, *planner.explain(found, price), machines, sep="\n", highlight=False, soft_wrap=True)
+    raise typer.Exit(int(not found.fits))
 
 
 @app.command()

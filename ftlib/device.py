@@ -1,5 +1,6 @@
 """What the notebooks compute on, and how much memory they took."""
 
+import gc
 import os
 import platform
 import resource
@@ -64,6 +65,7 @@ def peak_above(work: Callable[[], object], use_cpu: bool = False) -> int:
     """
     import torch
 
+    gc.collect()  # or what is garbage by now may be freed while the work runs, and would be taken off its peak
     if gpus() and not use_cpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -194,9 +194,12 @@ def _downloaded(model: str, revision: str) -> int:
 
 
 def _to_write(profile: Profile) -> float:
-    """Bytes of the adapter, for a moment twice, and of checkpoints with two optimizer values a weight; all float32."""
     needs, lora = _needs(profile), profile.lora
-    weights = lora.r * (needs.attention + needs.experts * len(lora.expert_layers))
+    return bytes_to_write(lora.r * (needs.attention + needs.experts * len(lora.expert_layers)))
+
+
+def bytes_to_write(weights: int) -> float:
+    """Bytes of an adapter, for a moment twice, and of checkpoints with two optimizer values a weight; all float32."""
     return OUTPUT_BYTES + 4 * weights * (2 + 3 * CHECKPOINTS)
 
 

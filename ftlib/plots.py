@@ -7,6 +7,7 @@ baseline), purple is what training adds.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -361,6 +362,33 @@ def recipes(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.margins(x=0.3)
     ax.set(title="How fast is a recipe, and what does it hold?", xlabel="rows a second, and memory above the weights")
+    return ax
+
+
+def memory(items: Mapping[str, float], capacity: float, ax: Axes | None = None) -> Axes:
+    """Draw what takes memory, item by item from left to right, beside what there is.
+
+    Args:
+        items: Bytes by item, as `planner.Plan.items` has them.
+        capacity: Bytes that one GPU, or the machine, has.
+        ax: Axes to draw on; None for a figure of its own.
+    """
+    ax = _axes(ax, height=3.2)
+    sizes = list(items.values())
+    starts = [0.0, *accumulate(sizes)][:-1]
+    # What is there whatever is trained is grey; what does not fit is hatched.
+    bars = ax.barh(list(items), sizes, left=starts, color=[BEFORE, *[AFTER] * (len(sizes) - 1)], height=0.7)
+    for bar, start, size in zip(bars, starts, sizes, strict=True):
+        bar.set_hatch("///" if start + size > capacity else "")
+    _label_bars(ax, bars, [_amount(size, _BYTE_UNITS) for size in sizes])
+    if capacity < 3 * sum(sizes):  # further away, it would squeeze the bars to nothing
+        ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    total = f"{_amount(sum(sizes), _BYTE_UNITS)} of {_amount(capacity, _BYTE_UNITS)}"
+    ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.xaxis.set_major_formatter(lambda value, _: _amount(value, _BYTE_UNITS))
     return ax
 
 

@@ -15,7 +15,7 @@ from transformers import GptOssConfig, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from typer.testing import CliRunner
 
-from ftlib import architecture, bench, device, packing, profiles
+from ftlib import bench, device, packing, profiles
 from ftlib.cli import app
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
@@ -48,8 +48,8 @@ def in_the_project() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config() -> GptOssConfig:
-    return architecture.config_of("rehearsal/gpt-oss-tiny")
+def config(seed_recipe: Profile) -> GptOssConfig:
+    return bench.shape_of(seed_recipe)
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +192,13 @@ def test_a_model_is_cut_to_the_layers_that_fit(monkeypatch: pytest.MonkeyPatch) 
     layers = {}
     for memory in (24, 80):
         monkeypatch.setattr(device, "memory_bytes", lambda use_cpu, memory=memory: memory * GIGABYTE)
-        config = bench.fitting(architecture.config_of(large.hub.model), large)
+        config = bench.fitting(bench.shape_of(large), large)
         layers[memory] = config.num_hidden_layers
         assert len(config.layer_types) == config.num_hidden_layers
     assert layers == {24: 7, 80: 24}
     monkeypatch.setattr(device, "memory_bytes", lambda use_cpu: GIGABYTE)
     with pytest.raises(FtlibError, match="needs more than the 1 GB here for a single layer; try --profile tiny"):
-        bench.fitting(architecture.config_of(large.hub.model), large)
+        bench.fitting(bench.shape_of(large), large)
 
 
 def test_without_a_gpu_the_large_model_is_not_even_tried() -> None:

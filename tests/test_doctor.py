@@ -191,11 +191,10 @@ def test_a_rehearsals_downloads_lie_among_its_outputs(machine: Path, volumes: di
         doctor.check_disk(profiles.load("tiny"), machine / "outputs")
 
 
-@pytest.mark.parametrize("name", profiles.shipped())
-def test_what_is_written_grows_with_the_adapter(name: str) -> None:
+@pytest.mark.parametrize(("name", "weights"), [("gpt-oss-20b", 15_040_512), ("tiny", 110_592)])
+def test_what_is_written_grows_with_the_adapter(name: str, weights: int) -> None:
     """The seed's adapter has 15,040,512 weights: 60 MB, and 180 MB with what the optimizer keeps."""
     profile = profiles.load(name)
-    weights = {"gpt-oss-20b": 15_040_512, "tiny": 110_592}[name]
     assert doctor._to_write(profile) == 1e9 + weights * 4 * (2 + 3 * 3)
     larger = profile.lora.model_copy(update={"r": 8 * profile.lora.r})
     more = doctor._to_write(profile.model_copy(update={"lora": larger})) - doctor.OUTPUT_BYTES

@@ -59,6 +59,7 @@ LOG: list[dict[str, Any]] = [
     {"step": 3, "loss": 1.2, "mean_token_accuracy": 0.7, "learning_rate": 1e-5},
     {"step": 3, "train_loss": 1.6, "train_runtime": 9.0},
 ]
+MEMORY = {"base weights": 40e9, "adapter": 1e9, "activations": 15e9}
 
 Draw = Callable[[Axes | None], Axes]
 EVERY_PLOT: dict[str, Draw] = {
@@ -70,6 +71,7 @@ EVERY_PLOT: dict[str, Draw] = {
     "parameter_blocks": lambda ax: plots.parameter_blocks(BLOCKS, ax=ax),
     "agreement": lambda ax: plots.agreement(BEFORE, AFTER, ax=ax),
     "adapter_size": lambda ax: plots.adapter_size(13_800_000_000, 60_000_000, ax=ax),
+    "memory": lambda ax: plots.memory(MEMORY, 80e9, ax=ax),
 }
 each_plot = pytest.mark.parametrize("draw", EVERY_PLOT.values(), ids=EVERY_PLOT)
 
@@ -397,3 +399,19 @@ def test_a_small_models_sizes_have_small_units() -> None:
     ax = plots.adapter_size(1_000_000, 250)
     assert texts(ax) == ["1 MB", "250 B (0.025% of the base)"]
     assert np.isclose(ax.get_xlim()[0], 0)
+
+
+def test_memory_adds_up_from_left_to_right() -> None:
+    ax = plots.memory(MEMORY, 50e9)
+    assert [bar.get_x() for bar in bars(ax)] == [0, 40e9, 41e9]
+    assert widths(ax) == [40e9, 1e9, 15e9]
+    assert tick_labels(ax, "y") == list(MEMORY)
+    assert [bool(bar.get_hatch()) for bar in bars(ax)] == [False, False, True], "what does not fit is hatched"
+    assert [line.get_xdata()[0] for line in ax.lines] == [50e9]
+    assert ax.get_title() == "Will it fit? 56 GB of 50 GB at its most"
+
+
+def test_memory_that_is_far_from_full_is_drawn_large() -> None:
+    ax = plots.memory(MEMORY, 1e12)
+    assert not ax.lines
+    assert ax.get_xlim()[1] < 100e9

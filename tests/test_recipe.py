@@ -15,11 +15,11 @@ from datasets import Dataset
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
-from ftlib import adapters, profiles
-from ftlib.architecture import config_of
+from ftlib import adapters, architecture, profiles
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
+PUBLISHED_SHAPE = architecture.config_of(profiles.load("gpt-oss-20b").hub)
 # What the blog post trained with; the names are today's (it said `warmup_ratio`), and the last three were defaults.
 SEED = {
     "learning_rate": 2e-4,
@@ -87,7 +87,7 @@ def session(tmp_path: Path) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def weightless() -> GptOssForCausalLM:
     with torch.device("meta"):
-        return GptOssForCausalLM(config_of("openai/gpt-oss-20b"))
+        return GptOssForCausalLM(PUBLISHED_SHAPE)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_without_the_guard_trl_would_add_the_routers_loss(
     trainer = build_trainer(sample.select(range(4)), without="router_aux_loss_coef=0.0,")
     assert trainer.aux_loss_enabled
     assert trainer.model.config.output_router_logits
-    assert trainer.router_aux_loss_coef == config_of("openai/gpt-oss-20b").router_aux_loss_coef == 0.9
+    assert trainer.router_aux_loss_coef == PUBLISHED_SHAPE.router_aux_loss_coef == 0.9
 
     batch = tokenizer.apply_chat_template(sample["messages"][0], return_tensors="pt")
     with torch.no_grad():
