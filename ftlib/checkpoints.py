@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +45,13 @@ def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | Non
         The newest complete checkpoint's folder; None where training starts at the first update.
 
     Raises:
-        FtlibError: going on would mix two recipes, or starting would overwrite a finished adapter.
+        FtlibError: going on would mix two recipes, starting would overwrite a finished adapter, another process trains
+            in the folder, or a rank does not see what rank 0 writes.
     """
     if session.is_main:
         session.claim_training()
         _finish_replacing(session.adapter_dir)
+    _meet(session)
     found = sorted(session.checkpoints_dir.glob("checkpoint-[0-9]*"), key=_step)
     complete = [folder for folder in found if manifest.is_complete(folder)] if resume else []
     if session.is_main:
@@ -64,6 +67,26 @@ def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | Non
             + _ways_out(session)
         )
     return None
+
+
+def _meet(session: Session) -> None:
+    """Let no rank look for checkpoints before rank 0 has claimed the folder, nor in another folder than rank 0's."""
+    if not torch.distributed.is_initialized():
+        return
+    place, names = session.output_dir, [f"rank-0-was-here.{uuid.uuid4().hex}"]
+    if session.is_main:
+        (place / names[0]).touch()
+    torch.distributed.broadcast_object_list(names)
+    seen = [False] * session.world_size
+    torch.distributed.all_gather_object(seen, (place / names[0]).exists())
+    if session.is_main:
+        for sign in place.glob("rank-0-was-here.*"):  # also that of a sitting which was killed just here
+            sign.unlink()
+    if not all(seen):
+        raise FtlibError(
+            f"rank {seen.index(False)} does not see what rank 0 writes to {session.relative(place)}/; mount one folder "
+            "on all machines (on Azure ML an output with `mode: rw_mount`) and name it as output_root"
+        )
 
 
 def _step(folder: Path) -> int:

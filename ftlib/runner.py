@@ -1,7 +1,13 @@
 """Runs notebooks headlessly with papermill, one after another, and the training notebook on several processes if asked.
 
-Every run executes the same cells that a person sees. Under torchrun each rank executes them in a kernel of its own,
-which inherits RANK, LOCAL_RANK and WORLD_SIZE, so that `Trainer` trains them together.
+Every run executes the same cells that a person sees. Of several ranks each executes them in a kernel of its own, which
+inherits RANK, LOCAL_RANK and WORLD_SIZE, so that `Trainer` trains them together. `--nproc` starts the ranks of one
+machine. For those of several machines, `ftlib run 04_train_lora` is what torchrun or Azure ML starts once a rank; all
+of them write to one output folder, which every machine has mounted.
+
+When a rank fails, none goes on without it: `--nproc` and torchrun end the others on its machine, and those on another
+lose their connection to it; before they have one, torch waits for it for half an hour. A rank looks every second
+whether its torchrun is still there, and a kernel whether its rank is.
 """
 
 import contextlib
@@ -10,25 +16,37 @@ import itertools
 import json
 import logging
 import os
-import subprocess
+import re
+import signal
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ftlib import data, doctor, profiles
+from ftlib import data, device, doctor, profiles
 from ftlib.errors import FtlibError
+from ftlib.profiles import Profile
 from ftlib.redaction import redact
 from ftlib.session import project_root
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
 TRAINING = "04_train_lora"
 UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
+SHUTDOWN_S = 10  # for the other ranks, once one has failed
+LAST_WORDS_S = 5.0  # for the rank that this one has lost; it notices its kernel's end within a second or two
+_GO_ON = "run it again to go on from the last checkpoint"
+_LOST_RANK = re.compile(r"RuntimeError: .*gloo|Dist(Backend|Network|Store)Error: ")
+"""How gloo, NCCL and torch's store say that another rank is gone."""
 
 
 def run(
@@ -54,12 +72,15 @@ def run(
         FtlibError: a name is unknown, `processes` makes no sense, the disk has too little room, a data file cannot be
             read, or a cell failed, which is then named with the cause.
     """
+    _join_ranks()
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
     _check_processes(names, processes)
     loaded = profiles.load(profile)
     if not notebooks and resume:
         output_root = _unfinished_root(output_root, loaded.name, console)
     output_dir = project_root() / output_root / loaded.name
+    if TRAINING in names:
+        _check_share(loaded, processes)
     doctor.check_disk(loaded, output_dir)
     data.source(loaded.data)  # or a person would learn only in notebook 02 that a file cannot be read
     if profile.endswith(".toml"):
@@ -103,6 +124,17 @@ def _name(notebook: str) -> str:
     return name
 
 
+def _join_ranks() -> None:
+    """As one of several ranks, take this one's share of the machine's cores, and end when who started them is gone."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if on_this_machine > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # who else starts them need not wait for them
+        from ipykernel.parentpoller import ParentPollerUnix
+
+        ParentPollerUnix(os.getppid()).start()  # type: ignore[no-untyped-call]
+
+
 def _check_processes(names: list[str], processes: int) -> None:
     if processes < 1 or (processes > 1 and TRAINING not in names):
         raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
@@ -111,6 +143,23 @@ def _check_processes(names: list[str], processes: int) -> None:
         raise FtlibError(
             f"found {ranks} processes started together (WORLD_SIZE); expected them to run {TRAINING} alone, without "
             "--nproc; run the other notebooks in one process"
+        )
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if ranks > 1 and missing:
+        raise FtlibError(
+            f"found WORLD_SIZE = {ranks} in the environment without {', '.join(missing)}; expected all that torchrun "
+            "and Azure ML set for a rank: let one of them start it, or unset WORLD_SIZE and use --nproc"
+        )
+
+
+def _check_share(profile: Profile, processes: int) -> None:
+    """That the work can be shared out, and that there is a GPU for each process; alone it uses what there is."""
+    together = max(processes, int(os.environ.get("WORLD_SIZE", 1)))
+    profile.train.accumulation_steps(together)
+    here = max(processes, int(os.environ.get("LOCAL_RANK", 0)) + 1)
+    if together > 1 and not profile.train.use_cpu and here > (found := device.gpus()):
+        raise FtlibError(
+            f"{here} processes on this machine: found {found} GPUs, expected one for each; start as many as there are"
         )
 
 
@@ -129,21 +178,49 @@ def _progress(name: str, console: Console) -> Iterator[None]:
 
 
 def _launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
-    """Run this very command once a rank, under torchrun."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
-        *("-m", "ftlib.cli", "run", TRAINING),
-        *("--profile", parameters["profile"], "--output-root", parameters["output_root"]),
-        "--resume" if resume else "--no-resume",
-    ]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    result = subprocess.run(command, cwd=project_root(), env=environment, capture_output=True, text=True)
-    if result.returncode:
-        # torchrun reports the failure of a rank at length; the rank itself has said it in one line.
-        said = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
-        last_words = " ".join(result.stderr.split()[-40:])
-        raise FtlibError(said[0] if said else f"torchrun ended with exit code {result.returncode}: … {last_words}")
+    """Run this very command once a rank, as torchrun does, which ends all of them as soon as one has failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    log = logging.getLogger("torch.distributed.elastic")  # what it logs of a failure, the error says
+    log.propagate, log.handlers = False, [logging.NullHandler()]
+    with tempfile.TemporaryDirectory() as printed, contextlib.chdir(project_root()):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            logs_specs=DefaultLogsSpecs(printed, redirects=Std.ALL),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            signals_to_handle="SIGTERM,SIGINT",  # and not SIGHUP, which nohup has it ignore
+            shutdown_timeout=SHUTDOWN_S,
+        )
+        try:
+            elastic_launch(config, sys.executable)(*_command_of_a_rank(parameters, resume))
+        except ChildFailedError as error:
+            raise FtlibError(_first_failure(error, Path(printed))) from None
+        except SignalException as error:
+            raise FtlibError(f"stopped by {error.sigval.name}; {_GO_ON}") from None
+
+
+def _command_of_a_rank(parameters: dict[str, str], resume: bool) -> list[str]:
+    options = ["--profile", parameters["profile"], "--output-root", parameters["output_root"]]
+    return ["-m", "ftlib.cli", "run", TRAINING, *options, "--resume" if resume else "--no-resume"]
+
+
+def _first_failure(error: "ChildFailedError", printed: Path) -> str:
+    """What the rank that failed first has said in one line, or how it came to its end."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        ended_by = signal.Signals(-failure.exitcode).name
+        return f"rank {rank} was ended by {ended_by} (out of memory?); {_GO_ON}"
+    stderr = next(printed.glob(f"*/*/{failure.local_rank}/stderr.log")).read_text(encoding="utf-8", errors="replace")
+    said = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
+    last_words = " ".join(stderr.split()[-40:])
+    return said[0] if said else f"rank {rank} ended with exit code {failure.exitcode}: … {last_words}"
 
 
 def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
@@ -168,7 +245,11 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
         with contextlib.chdir(root):
             papermill.execute_notebook(shown(source), shown(kept), parameters, progress_bar=False, **_kernel())
     except PapermillExecutionError as error:
-        raise FtlibError(f"{_place(name, kept)}: {_cause(error.ename, error.evalue)}; see {shown(kept)}") from None
+        cause = _cause(error.ename, error.evalue)
+        if _LOST_RANK.match(cause):
+            time.sleep(LAST_WORDS_S)
+            cause = f"lost the connection to another rank, whose own error says why ({cause.split('. ')[0]})"
+        raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     except RuntimeError as error:  # nbclient's, where the kernel itself came to an end or never began
         raise FtlibError(f"{_place(name, kept)}: {error} (out of memory?); see {shown(kept)}") from None
     if rank:

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
-LONGEST_FIRST = ("test_walkthrough", "test_interruption", "test_own_data", "test_nbval", "test_faults", "test_secrets")
+LONGEST_FIRST = (
+    "test_walkthrough",
+    "test_interruption",
+    "test_ranks",
+    "test_own_data",
+    "test_nbval",
+    "test_faults",
+    "test_secrets",
+)
 NOWHERE = "http://127.0.0.1:9"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -173,6 +173,30 @@ def test_only_training_runs_on_several_ranks(
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_ranks_that_are_not_told_who_they_are_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    result = ftlib("run", "04_train_lora")
+    assert result.returncode == 1
+    assert "WORLD_SIZE = 2 in the environment without LOCAL_RANK, MASTER_ADDR, MASTER_PORT; expected" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("profile", "processes", "message"),
+    [
+        ("tiny", 3, "is not a multiple of per_device_batch × processes = 8 × 3 = 24"),
+        ("gpt-oss-20b", 4, "4 processes on this machine: found 1 GPUs, expected one for each"),
+    ],
+)
+def test_more_ranks_than_there_is_work_or_a_gpu_for_are_refused_at_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, processes: int, message: str
+) -> None:
+    monkeypatch.setattr(runner.device, "gpus", lambda: 1)
+    with pytest.raises(FtlibError, match=re.escape(message)):
+        runner.run(["04_train_lora"], profile, "outputs", processes, True, Console(quiet=True))
+    assert not (project / "outputs").exists()
+
+
 def test_help_is_light() -> None:
     heavy = "{'torch', 'transformers', 'pandas', 'papermill', 'huggingface_hub', 'matplotlib'}"
     source = f"import sys, ftlib.cli; print(sorted({heavy} & set(sys.modules)))"
