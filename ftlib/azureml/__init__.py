@@ -1,0 +1,1 @@
+"""Azure ML: the machines that can be rented there."""
