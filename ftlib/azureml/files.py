@@ -103,10 +103,13 @@ def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_rest(entity: Any) -> dict[str, Any]:
-    """What would be sent to Azure for an entity, as plain values; references are resolved only when it is sent."""
+    """What would be sent to Azure for an entity, as plain values, with the name that it would be sent under.
+
+    References to code, environment and files are resolved only when it is sent.
+    """
     with quiet():
         sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
-    return sent
+    return ({"name": entity.name} if entity.name else {}) | sent
 
 
 def client_library() -> Any:

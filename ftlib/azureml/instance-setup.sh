@@ -7,10 +7,6 @@ set -euo pipefail
 cat > /usr/local/bin/ftlib-setup <<'SETUP'
 #!/bin/bash
 set -euo pipefail
-# conda's own scripts use variables that are not set.
-set +u
-source /anaconda/etc/profile.d/conda.sh
-set -u
 shopt -s nullglob
 projects=(/home/azureuser/cloudfiles/code/Users/*/ftlib/environment.yml)
 if [ "${#projects[@]}" -ne 1 ]; then
@@ -19,12 +15,13 @@ if [ "${#projects[@]}" -ne 1 ]; then
     exit 1
 fi
 project=$(dirname "${projects[0]}")
-if ! conda env list | grep -qE '^ftlib\s'; then
+set +u # conda's own functions use variables that are not set
+source /anaconda/etc/profile.d/conda.sh
+environments=$(conda env list)
+if ! grep -qE '^ftlib\s' <<< "$environments"; then
     conda env create --quiet --name ftlib --file "$project/environment.yml"
 fi
-set +u
 conda activate ftlib
-set -u
 python -m pip install --quiet --no-deps --no-build-isolation --editable "$project"
 # Kernels do not inherit the shell's variables. The Hub's downloads go to the local disk: they stall on the file share.
 python -m ipykernel install --user --name ftlib --display-name "Python (ftlib)" --env HF_HOME /tmp/huggingface

@@ -174,16 +174,17 @@ def _named(key: str, pattern: re.Pattern[str], expected: str) -> Callable[[File]
     return check
 
 
-def _size(key: str) -> Callable[[File], Found]:
+def _size(key: str, required: bool) -> Callable[[File], Found]:
     """A check of a machine's size against our table; Azure itself says so only when it is to start one."""
 
     def check(file: File) -> Found:
         size = file.get(key)
-        if size is not None and _sku(size) is None:
-            yield (
-                key,
-                f"found {size!r}, which is not in {skus.TABLE.name}; {profiles.nearest(str(size), list(skus.load()))}",
-            )
+        if size is None:
+            if required:
+                yield key, f"found none; expected a machine of {skus.TABLE.name}"
+        elif _sku(size) is None:
+            close = profiles.nearest(str(size), list(skus.load()))
+            yield key, f"found {size!r}, which is not in {skus.TABLE.name}; {close}"
 
     return check
 
@@ -406,13 +407,20 @@ def _model_source(file: File) -> Found:
 
 COMPUTE_CHECKS = (
     _named("name", COMPUTE_NAME, "3 to 24 letters, digits and hyphens, beginning with a letter"),
-    _size("size"),
+    _size("size", required=True),
 )
 ASSET_CHECKS = (_named("name", ASSET_NAME, "1 to 255 letters, digits, dots, hyphens and underscores"),)
 CHECKS: dict[str, tuple[Callable[[File], Found], ...]] = {
     "commandJob": (
         _named("experiment_name", EXPERIMENT_NAME, "3 to 36 letters, digits, hyphens and underscores"),
-        *(_size("resources.instance_type"), _job_compute, _job_nodes, _job_gpus, _job_profile, _job_memory),
+        *(
+            _size("resources.instance_type", required=False),
+            _job_compute,
+            _job_nodes,
+            _job_gpus,
+            _job_profile,
+            _job_memory,
+        ),
         *(_job_references, _job_outputs, _job_paths, _job_limit, _job_surroundings),
     ),
     "amlCompute": (*COMPUTE_CHECKS, _cluster_cost),
