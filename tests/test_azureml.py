@@ -106,6 +106,7 @@ def test_enough_mistakes_are_planted() -> None:
 
 def test_what_is_no_yaml_is_named_with_its_line(folder: Path) -> None:
     (folder / "train.yml").write_text("type: command\ncode: [\n")
+    assert problems(folder / "walkthrough.yml") == []
     assert [str(problem) for problem in problems(folder / "train.yml")] == [
         "train.yml: line 3: not valid YAML; mend it"
     ]

@@ -4,6 +4,7 @@ azure-ai-ml checks keys, types and references as it loads a file and turns it in
 add what it lets pass, and what would only come out on a machine that is paid for by then.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -195,13 +196,14 @@ def _sku(size: Any) -> skus.Sku | None:
 
 
 def _clusters(file: File) -> dict[str, File]:
-    """The clusters that the files beside this one make, by name."""
-    beside = [File(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in file.path.parent.glob("*.yml")]
-    return {
-        str(other.get("name")): other
-        for other in beside
-        if isinstance(other.data, dict) and files.schema(other.data) == "amlCompute"
-    }
+    """The clusters that the files beside this one make, by name; a file that cannot be read makes none."""
+    found = {}
+    for path in file.path.parent.glob("*.yml"):
+        with contextlib.suppress(FtlibError):
+            data = files.read(path)
+            if files.schema(data) == "amlCompute":
+                found[str(data.get("name"))] = File(path, data)
+    return found
 
 
 def _cluster(file: File) -> File | None:
@@ -376,7 +378,8 @@ def _environment_files(file: File) -> Found:
         yield "conda_file", f"found nothing at {conda_file!r}; expected a conda file, seen from this file"
     elif isinstance(conda_file, str):
         conda = yaml.safe_load((file.path.parent / conda_file).read_text(encoding="utf-8"))
-        nested = [part["pip"] for part in conda["dependencies"] if isinstance(part, dict) and "pip" in part]
+        parts = conda.get("dependencies", []) if isinstance(conda, dict) else []
+        nested = [part["pip"] for part in parts if isinstance(part, dict) and "pip" in part]
         local = [pin for pins in nested for pin in pins if pin.startswith(("-", "."))]
         if local:
             yield (
