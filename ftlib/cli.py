@@ -1,4 +1,4 @@
-"""The command line: `ftlib run`, `push`, `plan`, `doctor`, `bench` and `report`."""
+"""The command line: `ftlib run`, `push`, `plan`, `doctor`, `bench`, `report` and `azure`."""
 
 import os
 import sys
@@ -9,10 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError
 from ftlib.redaction import redact
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(azure, name="azure")
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
 OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 

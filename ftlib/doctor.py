@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from packaging.requirements import Requirement
 
 from ftlib import device, hub_access
+from ftlib.azureml import compute
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 from ftlib.session import project_root
@@ -68,7 +69,13 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     import pandas as pd
 
     needs = _needs(profile)
-    checks = [_python(), _packages(), _device(profile), _memory(profile, needs)]
+    checks = [
+        _python(),
+        _packages(),
+        *(Check(*row) for row in compute.rows()),
+        _device(profile),
+        _memory(profile, needs),
+    ]
     checks += [*_disk(profile, output_dir), _hub(profile), *_token(profile)]
     return pd.DataFrame(checks, columns=list(Check._fields))
 

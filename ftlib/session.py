@@ -3,6 +3,7 @@
 It runs before any Hugging Face library is imported, because those read their settings from the environment at import.
 """
 
+import importlib.util
 import logging
 import os
 import shlex
@@ -22,6 +23,7 @@ CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to
 # takes well under a second. A commit is answered within several, and the answer is waited for once the system has taken
 # over the last byte, which may still have to go out. Downloads of files have a limit of their own, 10 s.
 HUB_PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
+MLFLOW_PARAMETERS = 200  # as many as Azure takes for one run
 HUB_VARIABLES = ("HF_", "HUGGING", "_HF_")
 
 
@@ -86,6 +88,13 @@ class Session:
         if self.world_size > 1 and self.profile.model.device_map != "cpu":
             return {"": self.local_rank}
         return self.profile.model.device_map
+
+    @property
+    def trackers(self) -> list[str]:
+        """What keeps the curves: trackio and, on Azure's compute where its plug-in is installed, MLflow too."""
+        on_azure = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("azureml:")
+        installed = importlib.util.find_spec("azureml") and importlib.util.find_spec("azureml.mlflow")
+        return ["trackio", "mlflow"] if on_azure and installed else ["trackio"]
 
     def claim_training(self) -> None:
         """Make sure that no other process trains in this run's folder, until this one ends.
@@ -161,6 +170,7 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
         ) from None
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    os.environ["MLFLOW_MAX_LOG_PARAMS"] = str(MLFLOW_PARAMETERS)
     prepare_libraries()
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))

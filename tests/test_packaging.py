@@ -21,6 +21,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+EXTRA = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["azure"]]
 DEV = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
 LOCK = [
     Requirement(line.partition("#")[0])
@@ -79,8 +80,9 @@ def imported(sources: Iterable[str]) -> set[str]:
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     own = {"ftlib", "conftest"} | sys.stdlib_module_names
     owners = importlib.metadata.packages_distributions()
-    modules = {name.partition(".")[0] for name in names} - own
-    return {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
+    azure = {need.name for name in names for need in EXTRA if f"{name}.".startswith(need.name.replace("-", ".") + ".")}
+    modules = {name.partition(".")[0] for name in names} - own - {"azure"}
+    return azure | {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
 
 
 def imported_by_the_program() -> set[str]:
@@ -94,12 +96,12 @@ def test_the_lock_pins_every_line_exactly() -> None:
     assert [str(pin) for pin in LOCK if not re.fullmatch(r"==[\w.]+", str(pin.specifier)) or pin.url] == []
 
 
-@pytest.mark.parametrize("requirement", RUNTIME + DEV, ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
 def test_the_locked_version_lies_in_the_declared_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
 
 
-@pytest.mark.parametrize("requirement", RUNTIME + DEV, ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
 def test_the_installed_version_is_the_locked_one(requirement: Requirement) -> None:
     """Up to a local label: torch 2.13.0+cpu is torch 2.13.0."""
     installed = Version(importlib.metadata.version(requirement.name)).public
@@ -109,7 +111,7 @@ def test_the_installed_version_is_the_locked_one(requirement: Requirement) -> No
 def test_the_lock_holds_all_that_the_declared_need() -> None:
     """Follow the requirements of what is installed: each is a line of the lock, CUDA's apart."""
     seen: set[tuple[str, str]] = set()
-    queue = [(requirement.name, "") for requirement in RUNTIME + DEV]
+    queue = [(requirement.name, "") for requirement in RUNTIME + EXTRA + DEV]
     while queue:
         name, extra = queue.pop()
         if (canonicalize_name(name), extra) in seen or is_cuda(name):
@@ -139,17 +141,17 @@ def test_no_registry_is_named(name: str) -> None:
 
 
 def test_what_the_program_imports_is_declared() -> None:
-    assert imported_by_the_program() - distributions(RUNTIME) == set()
+    assert imported_by_the_program() - distributions(RUNTIME + EXTRA) == set()
 
 
 def test_what_is_declared_is_used() -> None:
-    assert distributions(RUNTIME) - imported_by_the_program() == RUN_BY_NAME
+    assert distributions(RUNTIME + EXTRA) - imported_by_the_program() == RUN_BY_NAME
 
 
 def test_what_the_tests_import_is_declared() -> None:
     paths = list((ROOT / "tests").rglob("*.py"))
     own = {canonicalize_name(path.stem) for path in paths}
-    assert imported([path.read_text() for path in paths]) - own - distributions(RUNTIME + DEV) == set()
+    assert imported([path.read_text() for path in paths]) - own - distributions(RUNTIME + EXTRA + DEV) == set()
 
 
 def test_the_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:

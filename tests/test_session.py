@@ -248,3 +248,33 @@ def test_importing_the_package_imports_nothing_heavy(run_python: RunPython) -> N
     )
     assert heavy & set(loaded) == set()
     assert seconds < 2, "half a second of a quiet machine is what is wanted"
+
+
+@pytest.mark.parametrize(
+    ("address", "installed", "trackers"),
+    [
+        ("azureml://westeurope.api.azureml.ms/mlflow/v1.0/subscriptions/s", True, ["trackio", "mlflow"]),
+        ("azureml://westeurope.api.azureml.ms/mlflow/v1.0/subscriptions/s", False, ["trackio"]),
+        ("http://127.0.0.1:5000", True, ["trackio"]),
+        ("", True, ["trackio"]),
+    ],
+)
+def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(
+    address: str, installed: bool, trackers: list[str], run_python: RunPython, tmp_path: Path
+) -> None:
+    if installed:
+        (tmp_path / "plug-in/azureml/mlflow").mkdir(parents=True)
+        for package in ("azureml", "azureml/mlflow"):
+            (tmp_path / "plug-in" / package / "__init__.py").touch()
+    told = run_python(
+        """
+import json, os, sys
+sys.path.append(os.environ["PLUG_IN"])
+from ftlib import start
+session = start("tiny")
+print(json.dumps([session.trackers, os.environ["MLFLOW_MAX_LOG_PARAMS"]]))
+""",
+        MLFLOW_TRACKING_URI=address,
+        PLUG_IN=str(tmp_path / "plug-in"),
+    )
+    assert told == [trackers, "200"]

@@ -1,0 +1,140 @@
+"""The Azure ML files: found by name, read as Azure's client reads them, and turned into what would be sent."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftlib.errors import FtlibError
+from ftlib.profiles import nearest
+
+FOLDER = Path(__file__).parent
+EXTRA = "azure-ai-ml is not installed; run `pip install -e '.[azure]'`"
+# Which of azure-ai-ml's functions loads a file, by the name of its schema.
+LOADERS = {
+    "commandJob": "load_job",
+    "environment": "load_environment",
+    "amlCompute": "load_compute",
+    "computeInstance": "load_compute",
+    "model": "load_model",
+}
+
+
+def shipped() -> dict[str, Path]:
+    """The files that come with the package, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yml"))}
+
+
+def find(name: str) -> Path:
+    """A file by its shipped name or by its path.
+
+    Raises:
+        FtlibError: there is no such file.
+    """
+    path = Path(name) if name.endswith((".yml", ".yaml")) else shipped().get(name)
+    if path is None:
+        raise FtlibError(
+            f"Azure file {name!r} is unknown; {nearest(name, list(shipped()))}, or give a .yml file's path"
+        )
+    if not path.is_file():
+        raise FtlibError(f"Azure file {name}: no such file; give the path of a .yml file or one of {list(shipped())}")
+    return path
+
+
+def overrides(settings: list[str]) -> dict[str, Any]:
+    """Read `key=value` texts, as `az ml … --set` takes them; a value is read as YAML, so that 2 is a number.
+
+    Raises:
+        FtlibError: a text has no "=".
+    """
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise FtlibError(f"--set {key}: expected key=value, such as resources.instance_count=2")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A file's values, with some of them (`resources.instance_count`) changed.
+
+    Raises:
+        FtlibError: it is not YAML, or not a file for Azure ML that we know.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise FtlibError(f"{path.name}: line {line}: not valid YAML; mend it") from None
+    if not isinstance(data, dict) or schema(data) not in LOADERS:
+        raise FtlibError(f"{path.name}: $schema: expected Azure ML's address of one of {list(LOADERS)}")
+    for key, value in (changes or {}).items():
+        *parents, last = key.split(".")
+        section = data
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise FtlibError(f"{path.name}: {key}: {parent} is a value there, with nothing below it")
+        section[last] = value
+    return data
+
+
+def schema(data: Mapping[str, Any]) -> str:
+    """The name of a file's schema, such as "commandJob"."""
+    return str(data.get("$schema", "")).rpartition("/")[2].removesuffix(".schema.json")
+
+
+def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The entity that azure-ai-ml makes of a file; its own errors come as they are.
+
+    Raises:
+        FtlibError: azure-ai-ml is not installed, or the file is not one for Azure ML.
+    """
+    ml = client_library()
+    data = read(path, changes)
+    with quiet():
+        return getattr(ml, LOADERS[schema(data)])(
+            io.StringIO(yaml.safe_dump(data)), relative_origin=str(path.resolve())
+        )
+
+
+def to_rest(entity: Any) -> dict[str, Any]:
+    """What would be sent to Azure for an entity, as plain values, with the name that it would be sent under.
+
+    References to code, environment and files are resolved only when it is sent.
+    """
+    with quiet():
+        sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
+    return ({"name": entity.name} if entity.name else {}) | sent
+
+
+def client_library() -> Any:
+    """The module `azure.ai.ml`.
+
+    Raises:
+        FtlibError: it is not installed.
+    """
+    try:
+        with quiet():
+            import azure.ai.ml
+    except ImportError:
+        raise FtlibError(EXTRA) from None
+    return azure.ai.ml
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what azure-ai-ml says about its own experimental classes."""
+    logger = logging.getLogger("azure.ai.ml")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
