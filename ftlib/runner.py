@@ -228,6 +228,8 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
 
     Until it has run to its end it is called `<name>.unfinished.ipynb`, and an earlier one that had stays beside it.
     """
+    # Or jsonschema builds the grammar of addresses, in 1.7 s, for a check that no notebook has.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -278,6 +280,8 @@ def _kernel() -> dict[str, Any]:
         "config": Config({"KernelManager": {"transport_encryption": "auto"}}),
         # and now and then that it was interrupted, when it is only shut down after an error.
         "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
+        # Its last cell has run, so there is nothing to wait for: Python takes 2 s and more to take torch down.
+        "shutdown_kernel": "immediate",
     }
 
 
