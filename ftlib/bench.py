@@ -39,7 +39,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations.integration_utils import TrackioCallback
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
@@ -118,7 +117,7 @@ def recipes(profile: str, one_by_one: bool = False) -> dict[str, Profile]:
     if one_by_one:
         last = _levers(list(found.values())[-1])
         pulled = {lever: value for lever, value in last.items() if value != _levers(reference)[lever]}
-        found |= {f"{'.'.join(lever)} = {value}": changed(reference, {lever: value}) for lever, value in pulled.items()}
+        found |= {f"{lever[1]} = {value}": changed(reference, {lever: value}) for lever, value in pulled.items()}
     return found
 
 
@@ -259,7 +258,7 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         namespace = {
             "profile": changed(recipe, {("lora", "expert_layers"): _expert_layers(recipe, config)}),
-            "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder)),
+            "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]),
             "model": _random_model(recipe, config),
             "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),  # its few ids are in any vocabulary
             "train_dataset": rows,
@@ -267,7 +266,7 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
         }
         trainer = cells.run("trainer", project_root() / "notebooks" / "04_train_lora.ipynb", namespace)
         trainer.args.save_strategy = "no"
-        for unwanted in (TrackioCallback, PrinterCallback, ProgressCallback):
+        for unwanted in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(unwanted)
         yield trainer, clock
 
@@ -420,11 +419,13 @@ def _row(name: str, recipe: Profile, measured: Measured, flops: int, peaks: dict
 
 def tables(result: dict[str, Any]) -> tuple[Table, Table]:
     """The result of `run` for a terminal: how fast, and what was computed in that time."""
-    speed = Table("recipe", title="Medians of whole updates, between the slowest and the fastest", title_justify="left")
-    work = Table("recipe", title="What was computed in that time", title_justify="left")
+    speed = Table(title="Medians of whole updates, between the slowest and the fastest", title_justify="left")
+    work = Table(title="What was computed in that time", title_justify="left")
+    for shown in (speed, work):
+        shown.add_column("recipe", no_wrap=True)
     for heading in ("rows/s", "slow", "fast", "×", "memory", "loss"):
         speed.add_column(heading, justify="right")
-    for heading in ("real tokens/s", "with padding", "of peak", "busiest expert", "first update"):
+    for heading in ("tokens/s", "padded", "of peak", "busiest", "first"):
         work.add_column(heading, justify="right")
     reference = result["recipes"][0]["samples_per_second"]
     for row in result["recipes"]:
@@ -453,6 +454,7 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{result['model']}, {result['layers']} layers, random weights, on {result['machine']}, {result['date']}\n"
         f"{result['timed_updates']} timed updates of each recipe, in turns; memory is what it takes above the weights\n"
+        "tokens/s: without and with padding; busiest: an expert's tokens over an even share; first: the first update\n"
         f"peak: {peaks} TFLOP/s, of large matrices multiplied here; a real token takes "
         f"{result['flops_per_token'] / 1e9:.4g} GFLOP\n"
         f"before all this, the libraries take {result['imports_s']:.1f} s to be imported"

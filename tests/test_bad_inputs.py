@@ -116,7 +116,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         raise RepositoryNotFoundError("missing", response=httpx2.Response(404, request=REQUEST))
 
     monkeypatch.chdir(tmp_path)
-    for name in ("TRACKIO_DIR", "HF_HUB_DISABLE_TELEMETRY", "OMP_WAIT_POLICY"):  # what start() sets is taken back
+    for name in (
+        "TRACKIO_DIR",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "MLFLOW_MAX_LOG_PARAMS",
+        "GOMP_SPINCOUNT",
+    ):  # what start() sets is taken back
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(session, "_connect", lambda profile, output_dir: ("http://127.0.0.1:9", []))

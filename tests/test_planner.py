@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
-from transformers.integrations import TrackioCallback
 from trl import SFTTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
@@ -143,15 +142,14 @@ def build_trainer(
             is_main=False,
             adapter_dir=tmp_path / "adapter",
             checkpoints_dir=tmp_path / "checkpoints",
+            trackers=[],
             profile=profile,
         )
         namespace: dict[str, Any] = {"profile": profile, "session": session, "model": model, "tokenizer": tokenizer}
         model.to(getattr(torch, profile.model.dtype))
         model.set_experts_implementation(profile.model.experts)
         namespace |= {"train_dataset": sample.select(range(32)), "resume": True}
-        trainer = notebooks.run("04_train_lora", "trainer", namespace)
-        trainer.remove_callback(TrackioCallback)
-        return trainer
+        return notebooks.run("04_train_lora", "trainer", namespace)
 
     return build
 

@@ -31,7 +31,7 @@ SEED = {
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
     "logging_steps": 1,
-    "report_to": "trackio",
+    "report_to": ["trackio"],
     "bf16": True,
     "optim": "adamw_torch_fused",
     "train_sampling_strategy": "random",
@@ -48,7 +48,7 @@ torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeSto
 from transformers import Trainer
 from ftlib import profiles
 
-session = SimpleNamespace(world_size=4, is_main=False, checkpoints_dir=Path("checkpoints"))
+session = SimpleNamespace(world_size=4, is_main=False, checkpoints_dir=Path("checkpoints"), trackers=[])
 namespace = {{"profile": profiles.load({profile!r}), "session": session}}
 for cell in {cells!r}:
     exec(cell, namespace)
@@ -80,6 +80,7 @@ def session(tmp_path: Path) -> SimpleNamespace:
         is_main=False,
         adapter_dir=tmp_path / "adapter",
         checkpoints_dir=tmp_path / "checkpoints",
+        trackers=["trackio"],
         profile=profiles.load("gpt-oss-20b"),
     )
 

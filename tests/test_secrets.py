@@ -323,7 +323,7 @@ def test_curves_make_no_space(notebooks: Any, tmp_path: Path, monkeypatch: pytes
     from transformers.integrations import TrackioCallback
 
     monkeypatch.setattr(trackio, "init", lambda **settings: None)
-    session = SimpleNamespace(is_main=False, checkpoints_dir=tmp_path)
+    session = SimpleNamespace(is_main=False, checkpoints_dir=tmp_path, trackers=["trackio"])
     given = {"profile": profiles.load("tiny"), "session": session, "checkpoints": checkpoints}
     arguments = notebooks.run("04_train_lora", "bookkeeping", given)
     if not switch:

@@ -52,6 +52,7 @@ def session(tmp_path: Path) -> SimpleNamespace:
         world_size=1,
         is_main=False,
         checkpoints_dir=tmp_path / "checkpoints",
+        trackers=["trackio"],
         device_map="cpu",
         command=lambda verb: f"ftlib {verb}",
     )
@@ -329,7 +330,7 @@ def test_curves_open_no_dashboard_and_no_space(
     arguments = notebooks.run("04_train_lora", "training_args", given)
     expected = {"project": arguments["project"], "name": arguments["run_name"], "embed": False, "resume": "allow"}
     assert begun == ([expected] if is_main else [])
-    assert arguments["report_to"] == "trackio"
+    assert arguments["report_to"] == ["trackio"]
     assert arguments["trackio_static_space_id"] is False
     assert not arguments.get("push_to_hub", False)
 
