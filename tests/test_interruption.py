@@ -47,6 +47,8 @@ class Training:
     def __init__(self, project: Path, cells: list[str], profile: str, output_root: str) -> None:
         self.folder = project / output_root / Path(profile).stem
         self._project = project
+        (self.folder / "records").mkdir(parents=True)
+        (self.folder / "records/03_load_model.json").write_text('{"base_bytes": 1}')
         parameters = f"profile = {profile!r}\noutput_root = {output_root!r}\nresume = True"
         self._code = json.dumps([parameters, *(cell for cell in cells[1:] if "plots." not in cell)])
 

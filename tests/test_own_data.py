@@ -54,7 +54,7 @@ def record(output_dir: Path, notebook: str) -> dict[str, Any]:
 def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     output_dir = tmp_path / "outputs/own_data"
-    training = ftlib("run", "04_train_lora", "--profile", EXAMPLE, folder=tmp_path)
+    training = ftlib("run", "03_load_model", "04_train_lora", "--profile", EXAMPLE, folder=tmp_path)
     wait_for(output_dir / "checkpoints/checkpoint-20/manifest.json", training)
     os.killpg(training.pid, signal.SIGKILL)
     training.communicate()

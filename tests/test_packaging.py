@@ -41,7 +41,7 @@ AZURE_ML = {
 # Declared and never imported, and why.
 RUN_BY_NAME = {
     "accelerate",  # Trainer and device_map run on it
-    "ipykernel",  # the notebooks' kernel
+    "azureml-mlflow",  # MLflow's way to Azure, found by name
     "jupyterlab",  # make lab
     "nbval",  # pytest --nbval
 }
