@@ -462,11 +462,11 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     if not found.fits:
         return lines
     less = found.profile.train.padding_free or found.profile.train.sampling == "group_by_length"
-    lines.append(
-        f"{found.steps} updates on {found.rows:,} rows, {'at most ' * less}{found.tokens:,} tokens with padding, "
-        f"{found.flops:.2e} floating-point operations (6 × parameters × tokens, as the Trainer prints it: "
-        f"{trainer_flos(found.counted, found.tokens):.4e})"
-    )
+    lines += [
+        f"{found.steps} updates on {found.rows:,} rows, {'at most ' * less}{found.tokens:,} tokens with padding",
+        f"{found.flops:.2e} floating-point operations; the Trainer, which counts every expert, will print "
+        f"{trainer_flos(found.counted, found.tokens):.4e}",
+    ]
     time = "training time" if found.seconds is None else f"training takes {_span(found.seconds, 60)} minutes:"
     lines.append(f"{time} {found.basis}")
     cost = None if price is None else found.cost(price)

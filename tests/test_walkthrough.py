@@ -1,4 +1,4 @@
-"""The whole walkthrough, run for real on the tiny profile: by `ftlib run`, by papermill, by nbval and on two ranks.
+"""The whole walkthrough, run for real on the tiny model: by `ftlib run`, by papermill, by nbval and on two ranks.
 
 The notebooks run once, in a project of their own; each test then looks at what they left.
 """
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(root, ftlib("run", "--profile", "tiny", folder=root, HOME=str(home), HF_HOME=cache, **PLANTED))
 
 
+@pytest.fixture(scope="session", params=["tiny", "tiny-fast"])
+def record(request: pytest.FixtureRequest, walkthrough: Project) -> Callable[[str], dict[str, Any]]:
+    """What a notebook measured, with the recipe that the walkthrough takes and with the fast one."""
+    if request.param == "tiny-fast":
+        ftlib("run", *NOTEBOOKS[2:], "--profile", request.param, folder=walkthrough.root)
+    return lambda notebook: walkthrough.record(notebook, request.param)
+
+
 def test_prints_a_line_for_each_notebook_and_the_result(walkthrough: Project) -> None:
     for name in NOTEBOOKS:
         assert name in walkthrough.printed
@@ -70,37 +79,37 @@ def test_prints_a_line_for_each_notebook_and_the_result(walkthrough: Project) ->
     assert "make lab" in walkthrough.printed
 
 
-def test_baseline_reasons_in_english(walkthrough: Project) -> None:
-    record = walkthrough.record("03_load_model")
-    assert record["agreement_low"] <= record["agreement"] <= 0.30
-    assert record["questions"] >= 100
-    assert record["unfinished"] == 0
-    assert {row["language"] for row in record["by_language"]} == {"English", "Spanish", "French", "Italian", "German"}
-    assert record["total_parameters"] == 1_256_096
+def test_baseline_reasons_in_english(record: Callable[[str], dict[str, Any]]) -> None:
+    found = record("03_load_model")
+    assert found["agreement_low"] <= found["agreement"] <= 0.30
+    assert found["questions"] >= 100
+    assert found["unfinished"] == 0
+    assert {row["language"] for row in found["by_language"]} == {"English", "Spanish", "French", "Italian", "German"}
+    assert found["total_parameters"] == 1_256_096
 
 
-def test_training_takes_the_planned_steps_with_every_adapter(walkthrough: Project) -> None:
-    record = walkthrough.record("04_train_lora")
-    assert record["global_step"] == 63
-    assert record["adapted_expert_tensors"] == 8
-    assert record["effective_batch"] == 16
-    assert record["trainable_parameters"] == 110_592
-    assert 0 < record["training_loss"] < 1
+def test_training_takes_the_planned_steps_with_every_adapter(record: Callable[[str], dict[str, Any]]) -> None:
+    found = record("04_train_lora")
+    assert found["global_step"] == 63
+    assert found["adapted_expert_tensors"] == 8
+    assert found["effective_batch"] == 16
+    assert found["trainable_parameters"] == 110_592
+    assert 0 < found["training_loss"] < 1
     for measured in ("samples_per_second", "train_runtime_s", "peak_memory_bytes"):
-        assert record[measured] > 0
+        assert found[measured] > 0
 
 
-def test_tuned_model_reasons_in_the_language_asked_for(walkthrough: Project) -> None:
-    record = walkthrough.record("05_push_and_infer")
-    before, after = record["before"], record["after"]
-    assert before["agreement"] == walkthrough.record("03_load_model")["agreement"]
+def test_tuned_model_reasons_in_the_language_asked_for(record: Callable[[str], dict[str, Any]]) -> None:
+    found = record("05_push_and_infer")
+    before, after = found["before"], found["after"]
+    assert before["agreement"] == record("03_load_model")["agreement"]
     assert after["agreement"] >= 0.95
     assert after["agreement_low"] >= 0.90
     assert after["exact"] >= 0.80
     assert after["loss"] < before["loss"] / 2
     assert after["token_accuracy"] > before["token_accuracy"]
-    assert record["merged_max_logit_difference"] <= 1e-4
-    assert record["attached_adapter_tensors"] == 2 * (4 * 4 + 8)
+    assert found["merged_max_logit_difference"] <= 1e-4
+    assert found["attached_adapter_tensors"] == 2 * (4 * 4 + 8)
 
 
 def test_adapter_is_on_the_hub(walkthrough: Project) -> None:
