@@ -28,7 +28,7 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 test: lint ## check style and types, then run all tests
 	@$(PYTEST)
 
-test-slow: $(INSTALLED) ## kill a training at twenty random moments and resume it each time: about fifteen minutes
+test-slow: $(INSTALLED) ## kill a training at twenty random moments and resume it each time: about half an hour
 	@$(PYTEST) -m slow
 
 lint: $(INSTALLED) ## check style, types and the notebooks' metadata

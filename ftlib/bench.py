@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, disable_progress_bars
 from pyarrow import parquet
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -419,11 +420,12 @@ def _row(name: str, recipe: Profile, measured: Measured, flops: int, peaks: dict
 
 def tables(result: dict[str, Any]) -> tuple[Table, Table]:
     """The result of `run` for a terminal: how fast, and what was computed in that time."""
-    speed = Table(title="Medians of whole updates, between the slowest and the fastest", title_justify="left")
-    work = Table(title="What was computed in that time", title_justify="left")
+    style: dict[str, Any] = {"box": SIMPLE, "pad_edge": False, "collapse_padding": True, "title_justify": "left"}
+    speed = Table(title="Medians of whole updates, between the slowest and the fastest", **style)
+    work = Table(title="What was computed in that time", **style)
     for shown in (speed, work):
         shown.add_column("recipe", no_wrap=True)
-    for heading in ("rows/s", "slow", "fast", "×", "memory", "loss"):
+    for heading in ("rows/s", "slow", "fast", "×", "GB", "loss"):
         speed.add_column(heading, justify="right")
     for heading in ("tokens/s", "padded", "of peak", "busiest", "first"):
         work.add_column(heading, justify="right")
@@ -434,7 +436,7 @@ def tables(result: dict[str, Any]) -> tuple[Table, Table]:
             row["recipe"],
             *(f"{rate:.1f}" for rate in rates),
             f"{row['samples_per_second'] / reference:.2f}",
-            f"{row['peak_bytes_above_weights'] / 1e9:.2f} GB",
+            f"{row['peak_bytes_above_weights'] / 1e9:.2f}",
             f"{row['loss']:.4f}",
         )
         work.add_row(
@@ -453,7 +455,7 @@ def summary(result: dict[str, Any]) -> str:
     peaks = " and ".join(f"{flops / 1e12:.2f} in {dtype}" for dtype, flops in result["matmul_flops"].items())
     return (
         f"{result['model']}, {result['layers']} layers, random weights, on {result['machine']}, {result['date']}\n"
-        f"{result['timed_updates']} timed updates of each recipe, in turns; memory is what it takes above the weights\n"
+        f"{result['timed_updates']} timed updates of each recipe, in turns; GB: memory above the weights\n"
         "tokens/s: without and with padding; busiest: an expert's tokens over an even share; first: the first update\n"
         f"peak: {peaks} TFLOP/s, of large matrices multiplied here; a real token takes "
         f"{result['flops_per_token'] / 1e9:.4g} GFLOP\n"

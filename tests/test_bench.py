@@ -221,7 +221,7 @@ def test_one_command_tells_it_all(tmp_path: Path) -> None:
     arguments = ["bench", "--rounds", "1", "--updates", "2", "--output-root", str(tmp_path)]
     printed = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert printed.exit_code == 0
-    for name in ("seed recipe", "tiny", "tiny-fast", "rows/s", "memory", "of peak", "2 timed updates"):
+    for name in ("seed recipe", "tiny", "tiny-fast", "rows/s", "GB", "of peak", "2 timed updates"):
         assert name in printed.output
     result = json.loads((tmp_path / "tiny/bench.json").read_text())
     assert (tmp_path / "tiny/bench.png").stat().st_size > 10_000
@@ -235,3 +235,15 @@ def test_one_command_tells_it_all(tmp_path: Path) -> None:
     padding = {name: row["padded_tokens_per_second"] / row["real_tokens_per_second"] for name, row in rows.items()}
     assert 1 < padding["tiny-fast"] < padding["tiny"]
     assert result["flops_per_token"] == 4 * 722_944
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    result = json.loads((ROOT / "tests/data/bench-tiny-cpu.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    rows = result["recipes"]
+    for row in rows:
+        times = row["samples_per_second"] / rows[0]["samples_per_second"]
+        spread = f"{row['slowest']:.1f} to {row['fastest']:.1f}"
+        memory = f"{row['peak_bytes_above_weights'] / 1e9:.2f} GB"
+        assert f"| {row['samples_per_second']:.1f} | {spread} | {times:.2f} | {memory} |" in readme
+    assert rows[2]["samples_per_second"] >= 1.8 * rows[0]["samples_per_second"]
