@@ -1,13 +1,15 @@
 """How fast is a recipe? Real updates of notebook 04's own cells on a model of random weights, recipes side by side.
 
-Nothing is downloaded: the shape of a model decides about speed and memory, its weights do not. Recipes take turns, so
-that a busy moment of the machine meets all of them; each is first shown to train the same thing as the reference.
+Nothing is downloaded: the shape of a model decides most of its speed and memory. (Trained weights may load the experts
+less evenly.) Recipes take turns, so that a busy moment of the machine meets all of them; each is first shown to train
+the same thing as the reference.
 """
 
 import contextlib
 import gc
 import io
 import itertools
+import math
 import statistics
 import subprocess
 import sys
@@ -86,8 +88,7 @@ class Measured:
         peak_bytes: the most memory above the weights in that update.
         expert_load: tokens of a layer's busiest expert over an even share, mean of the layers.
         update_s: seconds of every timed update, fetching its rows included.
-        first_update_s: seconds of the update before the timed ones, in each turn; what is compiled, is compiled in the
-            very first.
+        first_update_s: seconds of the update before the timed ones, in each turn; what is compiled was, in the check.
         counts: the `rows` that were made into batches, and their tokens without (`real`) and with padding (`padded`).
     """
 
@@ -109,10 +110,12 @@ def recipes(profile: str, one_by_one: bool = False) -> dict[str, Profile]:
     """
     own = profiles.load(profile)
     reference = changed(own, _levers(profiles.load(REFERENCE_PROFILE)))
+    batch = math.gcd(reference.train.per_device_batch, own.train.effective_batch)
+    reference = changed(reference, {("train", "per_device_batch"): batch})
     fast = f"{own.name}-fast"
     found = {REFERENCE: reference, own.name: own}
     if fast in profiles.shipped():
-        found[fast] = profiles.load(fast)
+        found[fast] = changed(own, _levers(profiles.load(fast)))
     if _levers(own) == _levers(reference):
         del found[own.name]
     if one_by_one:
@@ -153,20 +156,13 @@ def run(profile: str, one_by_one: bool, rounds: int, updates: int, console: Cons
     compared = recipes(profile, one_by_one)
     reference = compared[REFERENCE]
     config = fitting(shape_of(reference), reference)
-    rows = rows_of(reference)
-    exact: dict[str, Measured] = {}
-    measured: dict[str, Measured] = {}
-    for name, recipe in compared.items():
-        console.print(f"does {name} train the same?", highlight=False)
-        exact[name] = check(changed(recipe, IN_FLOAT32), sensitive(config), rows)
-        refuse_another_training(name, exact[name], exact[REFERENCE], TOLERANCE["float32"])
-        measured[name] = check(recipe, config, rows)
-        coarser = max(TOLERANCE[each.model.dtype] for each in (recipe, reference))
-        refuse_another_training(name, measured[name], measured[REFERENCE], coarser)
-    for turn in range(rounds):
-        console.print(f"timing, round {turn + 1} of {rounds}", highlight=False)
-        for name in list(compared)[:: 1 if turn % 2 == 0 else -1]:
-            _time(compared[name], config, rows, updates, measured[name])
+    try:
+        measured = _measure(compared, config, rounds, updates, console)
+    except torch.OutOfMemoryError:
+        raise FtlibError(
+            f"the GPU's memory ran out, with {config.num_hidden_layers} layers; lower train.per_device_batch in a "
+            "profile of your own, or free what else uses the GPU (`nvidia-smi` names it)"
+        ) from None
     peaks = {dtype: matmul_flops(dtype, reference.train.use_cpu) for dtype in TOLERANCE}
     flops = architecture.useful_flops(config, tokens=1)
     return {
@@ -182,6 +178,25 @@ def run(profile: str, one_by_one: bool, rounds: int, updates: int, console: Cons
         "imports_s": _import_seconds(),
         "recipes": [_row(name, compared[name], found, flops, peaks) for name, found in measured.items()],
     }
+
+
+def _measure(
+    compared: dict[str, Profile], config: GptOssConfig, rounds: int, updates: int, console: Console
+) -> dict[str, Measured]:
+    rows = rows_of(compared[REFERENCE])
+    exact: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
+    for name, recipe in compared.items():
+        console.print(f"does {name} train the same?", highlight=False)
+        exact[name] = check(changed(recipe, IN_FLOAT32), sensitive(config), rows)
+        refuse_another_training(name, exact[name], exact[REFERENCE], TOLERANCE["float32"])
+        measured[name] = check(recipe, config, rows)
+        refuse_another_training(name, measured[name], measured[REFERENCE], TOLERANCE["bfloat16"])
+    for turn in range(rounds):
+        console.print(f"timing, round {turn + 1} of {rounds}", highlight=False)
+        for name in list(compared)[:: 1 if turn % 2 == 0 else -1]:
+            _time(compared[name], config, rows, updates, measured[name])
+    return measured
 
 
 def shape_of(recipe: Profile) -> GptOssConfig:
@@ -221,7 +236,7 @@ def sensitive(config: GptOssConfig) -> GptOssConfig:
 
 
 def refuse_another_training(name: str, found: Measured, expected: Measured, tolerance: float) -> None:
-    """Make sure that a recipe computes the loss and the gradients that the reference computes.
+    """Make sure that a recipe computes the loss and the gradient norm that the reference computes.
 
     Raises:
         FtlibError: one of the two is further away than the tolerance, a share of the reference's.
@@ -408,7 +423,9 @@ def _row(name: str, recipe: Profile, measured: Measured, flops: int, peaks: dict
         "fastest": batch / min(measured.update_s),
         "real_tokens_per_second": real_tokens_per_second,
         "padded_tokens_per_second": rows_per_second * counts["padded"] / counts["rows"],
-        "share_of_peak": real_tokens_per_second * flops / peaks[recipe.model.dtype],
+        "share_of_peak": real_tokens_per_second
+        * flops
+        / peaks["bfloat16" if recipe.train.bf16 else recipe.model.dtype],
         "peak_bytes_above_weights": measured.peak_bytes,
         "loss": measured.loss,
         "grad_norm": measured.grad_norm,

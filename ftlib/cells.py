@@ -25,10 +25,17 @@ def read(notebook: Path) -> list[str]:
 
 
 def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[str]:
-    """The cells that it takes to arrive at a variable, in order, for who has what is `given`."""
+    """The cells that it takes to arrive at a variable, in order, for who has what is `given`.
+
+    Raises:
+        FtlibError: no cell makes it, or there is no such notebook.
+    """
     cells = read(notebook)
     bound = [_names(cell, ast.Store) for cell in cells]
-    taken, open_ends = set[int](), [max(position for position, names in enumerate(bound) if variable in names)]
+    makers = [position for position, names in enumerate(bound) if variable in names]
+    if not makers:
+        raise FtlibError(f"notebooks/{notebook.name}: no cell makes {variable!r}; restore the committed notebook")
+    taken, open_ends = set[int](), makers[-1:]
     while open_ends:
         position = open_ends.pop()
         taken.add(position)

@@ -53,11 +53,13 @@ def plan(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     sku: Annotated[str | None, typer.Option(help="A machine of Azure's; this one if none is named.")] = None,
-    nproc: Annotated[int, typer.Option(help="Processes that train together, one a GPU, as `ftlib run` has it.")] = 1,
-    price: Annotated[float | None, typer.Option(help="Of the machine, for an hour.")] = None,
-    rows: Annotated[int | None, typer.Option(help="To train on, where the data set is your own.")] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, one a GPU, as `ftlib run` has it.")
+    ] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="Of the machine, for an hour.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="To train on, where the data set is your own.")] = None,
 ) -> None:
-    """Say beforehand whether a run fits, how long it takes and what it costs; exit code 1 if it does not fit."""
+    """Say beforehand whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
     from ftlib import start
 
     session = start(profile, output_root)
@@ -104,15 +106,17 @@ def bench(
     updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
     """Time the seed's recipe beside this profile's and its fast one, on a model with random weights."""
-    from ftlib.session import prepare_libraries, project_root
+    # Of several GPUs one: Trainer would spread each batch over all of them, and no update would be the recipe's.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    from ftlib import start
 
-    prepare_libraries()
+    session = start(profile, output_root)
     from ftlib import bench
     from ftlib.runner import shown
 
     console = Console()
     result = bench.run(profile, levers, rounds, updates, console)
-    written = bench.write(result, project_root() / output_root / result["profile"])
+    written = bench.write(result, session.output_dir)
     console.print(*bench.tables(result), sep="\n")
     console.print(bench.summary(result), *map(shown, written), sep="\n", highlight=False, soft_wrap=True)
 

@@ -31,8 +31,8 @@ def _mask_by_row(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     input_ids, position_ids = kwargs.get("input_ids"), kwargs.get("position_ids")
-    unasked = any(kwargs.get(name) is not None for name in ("attention_mask", "past_key_values"))
-    if input_ids is None or position_ids is None or unasked:
+    given = any(kwargs.get(name) is not None for name in ("attention_mask", "past_key_values"))
+    if input_ids is None or position_ids is None or given:
         return args, kwargs
     settings = {
         "config": model.config,

@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftlib import adapters, architecture, device, doctor
+from ftlib import adapters, architecture, device, doctor, profiles, records
 from ftlib.azureml import skus
 from ftlib.azureml.skus import Sku
 from ftlib.errors import FtlibError
@@ -38,9 +38,9 @@ vocabulary. The buffer has all columns, even where the vocabulary has fewer."""
 CPU_HEAD_TILES = 7
 """Float32 copies of a tile that the loss's backward pass holds where there is no Triton, as on a CPU."""
 BUSY = (0.044, 0.28)
-"""The share of its peak that a GPU at work reaches, in useful FLOPs. At worst as in the published run: 1,633,980 tokens
-in 1,703 s, one A100 of four at work at a time. At best as in NVIDIA's NeMo AutoModel: 279 TFLOP/s on an H100, in full
-training."""
+"""The share of its peak that a GPU at work reaches, in FLOPs without recompute, padding included. At worst as in the
+published run: 1,633,980 tokens in 1,703 s, one A100 of four at work at a time. At best as in NVIDIA's NeMo AutoModel:
+279 TFLOP/s on an H100, in full training."""
 
 
 class Machine(NamedTuple):
@@ -86,7 +86,11 @@ def this_machine(profile: Profile) -> Machine:
     """The machine that this runs on, as far as the profile uses it."""
     use_cpu = profile.train.use_cpu
     processor = device.describe(use_cpu)
-    peaks = [sku.peak_tflops * 1e12 for sku in skus.load().values() if re.search(rf"\b{sku.gpu}\b", processor)]
+    peaks = [
+        sku.peak_tflops * 1e12
+        for sku in skus.load().values()
+        if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor)
+    ]
     return Machine(
         name="this machine",
         processor=processor,
@@ -274,7 +278,7 @@ class Plan:
         rows: how many are trained on in an epoch.
         steps: updates.
         tokens: what all passes see, with padding; at most, where `padding_free` or `sampling` makes it less.
-        flops: useful ones, without recompute.
+        flops: of all tokens, padding included; without recompute.
         seconds: from and to; None where nothing is known of the machine's speed.
         basis: where `seconds` come from.
     """
@@ -396,17 +400,26 @@ def _seconds(
     profile: Profile, machine: Machine, nproc: int, rows: int, flops: int, rows_per_second: float | None
 ) -> tuple[tuple[float, float] | None, str]:
     """From and to, and what that is based on: a measured run, or the share of a GPU's peak that is within reach."""
-    told = {"profile": profile.name, "machine": machine.name, "nproc": nproc}
-    published = [run["rows_per_second"] for run in _facts()["runs"] if told.items() <= run.items()]
+    published = [
+        run["rows_per_second"]
+        for run in _facts()["runs"]
+        if (run["machine"], run["nproc"]) == (machine.name, nproc)
+        and _recipe(profiles.load(run["profile"])) == _recipe(profile)
+    ]
     if rows_per_second or published:
         seconds = rows / (rows_per_second or published[0])
         return (seconds, seconds), "measured on this machine" if rows_per_second else "measured in the published run"
     if not machine.peak:
-        return None, "not known: no run of this profile has been measured here"
+        return None, "not known: neither a measured run nor this processor's peak is known"
     slow, fast = (flops / (machine.peak * nproc * share) for share in BUSY)
     waiting = "; one GPU works at a time" if nproc < machine.gpus else ""
     low, high = (f"{share:.1%}" for share in BUSY)
     return (fast, slow), f"{low} to {high} of {nproc} × {machine.peak / 1e12:.0f} TFLOP/s{waiting}"
+
+
+def _recipe(profile: Profile) -> dict[str, Any]:
+    """What decides how long training takes: all but where things are, and what is generated and tracked."""
+    return profile.model_dump(mode="json", include={"data", "model", "lora", "train"})
 
 
 def here(session: "Session", nproc: int = 1, rows: int | None = None) -> Plan:
@@ -416,7 +429,10 @@ def here(session: "Session", nproc: int = 1, rows: int | None = None) -> Plan:
         record = session.read_record("04_train_lora")
     except FtlibError:
         return plan(profile, machine, nproc, rows)
-    same = (record["device"], record["world_size"]) == (machine.processor, nproc)
+    trained = records.read(session.output_dir, "profile")
+    same = (record["device"], record["world_size"]) == (machine.processor, nproc) and _recipe(
+        profile
+    ).items() <= trained.items()
     return plan(profile, machine, nproc, rows, record["samples_per_second"] if same else None)
 
 

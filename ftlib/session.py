@@ -174,7 +174,7 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
     os.environ["MLFLOW_MAX_LOG_PARAMS"] = str(MLFLOW_PARAMETERS)
-    prepare_libraries()
+    _prepare_libraries(wanted.train.use_cpu)
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
@@ -226,15 +226,16 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     return hub.endpoint, [hub]
 
 
-def prepare_libraries() -> None:
-    """Set what the libraries read from their surroundings when they are imported, whichever the profile."""
+def _prepare_libraries(use_cpu: bool) -> None:
+    """Set what the libraries read from their surroundings when they are imported."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # Idle threads wait a moment and then sleep. Waiting for long, as by default, starves whoever else computes here;
     # sleeping at once wakes them for every small operation: on two cores, generating took twice as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Python looks for garbage every 700 new objects. Imports make a million that stay, and took a fifth longer for it.
     gc.set_threshold(50_000)
-    _keep_freed_memory()
+    if use_cpu:
+        _keep_freed_memory()
     _silence_what_misleads()
 
 

@@ -13,7 +13,7 @@ from trl import SFTTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
-from ftlib import device, planner, profiles
+from ftlib import device, planner, profiles, records
 from ftlib.azureml import skus
 from ftlib.errors import FtlibError
 from ftlib.planner import Batch
@@ -51,6 +51,13 @@ def test_published_run_is_counted_as_it_was(seed_run: planner.Plan) -> None:
     assert (seed_run.steps, seed_run.tokens) == (63, 1_633_980)
     assert planner.trainer_flos(seed_run.counted, seed_run.tokens) == SEED_FLOS
     assert seed_run.seconds == pytest.approx((1703, 1703), rel=1e-3)
+
+
+def test_a_recipe_that_was_changed_is_not_the_published_one(tmp_path: Path) -> None:
+    changed = with_values(tmp_path, 'name = "gpt-oss-20b"\n[data]\nmax_length = 1024\n', base="gpt-oss-20b")
+    found = on_sku(changed, SEED_MACHINE)
+    assert found.seconds
+    assert found.seconds[0] < found.seconds[1], "an estimate"
 
 
 def test_low_end_of_a_busy_gpu_is_that_runs(seed_run: planner.Plan) -> None:
@@ -187,11 +194,15 @@ def test_prediction_is_within_15_percent_of_the_measured_peak(
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
-def test_measured_speed_takes_the_place_of_an_estimate() -> None:
+def test_measured_speed_takes_the_place_of_an_estimate(tmp_path: Path) -> None:
     profile = profiles.load("tiny")
+    records.write(tmp_path, "profile", profile.model_dump(mode="json"))
     record = {"device": device.describe(use_cpu=True), "world_size": 1, "samples_per_second": 50.0}
-    session: Any = SimpleNamespace(profile=profile, read_record=lambda _: record)
+    session: Any = SimpleNamespace(profile=profile, output_dir=tmp_path, read_record=lambda _: record)
     assert planner.here(session).seconds == (20.0, 20.0)
+    session.profile = profiles.load("tiny-fast")
+    assert planner.here(session).seconds is None, "another recipe"
+    session.profile = profile
     record["device"] = "2 cores of another"
     assert planner.here(session).seconds is None
 

@@ -107,7 +107,7 @@ class Model(Section):
     """How the base model is held in memory."""
 
     dtype: Literal["bfloat16", "float32"]
-    attention: Literal["eager", "flex_attention", "sdpa"]
+    attention: Literal["eager", "flex_attention"]
     experts: Literal["eager", "grouped_mm", "batched_mm"]
     device_map: Literal["auto", "cpu"]
 
@@ -183,6 +183,14 @@ class Profile(Section):
     train: Train
     generate: Generate
     track: Track
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Self:
+        if self.train.use_cpu and self.model.attention == "flex_attention":
+            raise ValueError(
+                "model.attention = 'flex_attention' trains on a GPU alone; use \"eager\" with train.use_cpu"
+            )
+        return self
 
 
 def shipped() -> list[str]:
@@ -288,7 +296,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where} is missing; add it, or let the file extend one of {shipped()}"
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section as a whole
-        return f"{where}.{first['ctx']['error']}"
+        return f"{where}.{first['ctx']['error']}".lstrip(".")
     expected = first["msg"].removeprefix("Value error, ")
     expected = expected[0].lower() + expected[1:]
     quoted = isinstance(first["input"], str) and not first["type"].startswith(("string", "literal", "value"))
