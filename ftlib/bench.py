@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from pyarrow import parquet
 from rich.box import SIMPLE
 from rich.console import Console
@@ -268,10 +268,8 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
     if device.gpus():
         torch.cuda.empty_cache()
     set_seed(recipe.train.seed)
-    logging.set_verbosity_error()
-    disable_progress_bars()
     clock = _Clock(on_gpu=not recipe.train.use_cpu)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
         namespace = {
             "profile": changed(recipe, {("lora", "expert_layers"): _expert_layers(recipe, config)}),
             "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]),
@@ -285,6 +283,19 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
         for unwanted in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(unwanted)
         yield trainer, clock
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the libraries say and show of their progress."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        enable_progress_bars()
 
 
 def _random_model(recipe: Profile, config: GptOssConfig) -> Any:
