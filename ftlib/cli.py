@@ -6,6 +6,7 @@ import traceback
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -69,7 +70,8 @@ def plan(
     wanted = session.profile
     on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
     found = on_sku or planner.here(session, nproc, rows)
-    console, items, machines = Console(), Table("memory", "at its most", title=found.machine.name), Table()
+    console, items = Console(), Table("memory", "at its most", title=found.machine.name)
+    machines = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
     for name, size in found.items.items():
         items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
     across = planner.across_skus(wanted, rows)
