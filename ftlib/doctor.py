@@ -201,6 +201,7 @@ def _downloaded(model: str, revision: str) -> int:
 
 
 def _to_write(profile: Profile) -> float:
+    """Bytes that training leaves, its adapter's weights read off the shapes: no library is needed for it."""
     needs, lora = _needs(profile), profile.lora
     return bytes_to_write(lora.r * (needs.attention + needs.experts * len(lora.expert_layers)))
 

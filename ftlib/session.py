@@ -173,7 +173,6 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
         ) from None
     hub_url, servers = _connect(wanted, output_dir)
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
-    os.environ["MLFLOW_MAX_LOG_PARAMS"] = str(MLFLOW_PARAMETERS)
     _prepare_libraries(wanted.train.use_cpu)
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
@@ -229,6 +228,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
 def _prepare_libraries(use_cpu: bool) -> None:
     """Set what the libraries read from their surroundings when they are imported."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["MLFLOW_MAX_LOG_PARAMS"] = str(MLFLOW_PARAMETERS)
     # Idle threads wait a moment and then sleep. Waiting for long, as by default, starves whoever else computes here;
     # sleeping at once wakes them for every small operation: on two cores, generating took twice as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
