@@ -13,9 +13,11 @@ from ftlib.errors import FtlibError
 if TYPE_CHECKING:
     import pandas as pd
     from peft import PeftModel
-    from torch import nn
+    from torch import Tensor, nn
 
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
+MERGED_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+"""How far logits may move when an adapter is merged, as a share of the largest."""
 BLOCKS = {
     "experts": ("mlp.experts",),
     "attention": ("self_attn",),
@@ -116,3 +118,27 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
         if here.shape != tensor.shape or not torch.equal(here, tensor):
             raise FtlibError(f"adapter tensor {name} differs from the saved one; load the adapter onto a fresh base")
     return len(saved)
+
+
+def check_merged(unmerged: "Tensor", merged: "Tensor") -> float:
+    """Make sure that merging an adapter into its base changed nothing but rounding.
+
+    Args:
+        unmerged: logits of the base with the adapter on it.
+        merged: logits of the merged model for the same tokens.
+
+    Returns:
+        The largest difference in a logit.
+
+    Raises:
+        FtlibError: it is more than rounding explains in this dtype.
+    """
+    dtype = str(unmerged.dtype).removeprefix("torch.")
+    difference = (merged - unmerged).abs().max().item()
+    expected = MERGED_TOLERANCE[dtype] * unmerged.abs().max().item()
+    if not difference <= expected:
+        raise FtlibError(
+            f"the merged model answers otherwise: found logits {difference:.2g} apart, expected at most {expected:.2g} in "
+            f"{dtype}; merge the adapter that was loaded onto this base, once"
+        )
+    return float(difference)

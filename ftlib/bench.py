@@ -47,7 +47,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ftlib import architecture, cells, device, profiles, records
+from ftlib import architecture, cells, device, doctor, profiles, records
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
@@ -201,10 +201,8 @@ def _measure(
 
 def shape_of(recipe: Profile) -> GptOssConfig:
     """The configuration of a recipe's model, for weights that are random and therefore not packed."""
-    config = architecture.config_of(recipe.hub)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
+    config = architecture.config_json(recipe.hub)
+    return GptOssConfig(**{name: value for name, value in config.items() if name != "quantization_config"})
 
 
 def check(recipe: Profile, config: GptOssConfig, rows: Dataset) -> Measured:
@@ -299,6 +297,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _random_model(recipe: Profile, config: GptOssConfig) -> Any:
+    if recipe.model.attention == "flex_attention":
+        device.compile_for_many_shapes()
     with torch.device("cpu" if recipe.train.use_cpu else "cuda"):
         return AutoModelForCausalLM.from_config(
             config,
@@ -373,8 +373,7 @@ def _expert_load(trainer: SFTTrainer) -> Iterator[Callable[[], list[float]]]:
 
 def fitting(config: GptOssConfig, reference: Profile) -> GptOssConfig:
     """The configuration with as many layers as there is room for here; all of them if there is."""
-    if not reference.train.use_cpu and not device.gpus():
-        raise FtlibError(f"profile {reference.name} trains on a GPU, and torch found none here; try --profile tiny")
+    doctor.check_compute(reference)
     memory = device.memory_bytes(reference.train.use_cpu)
     kinds = list(config.layer_types or ())
     for layers in range(config.num_hidden_layers, 0, -1):

@@ -17,6 +17,9 @@ from ftlib.redaction import redact
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(azure, name="azure")
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
+Nproc = Annotated[
+    int | None, typer.Option(help="Processes that train together, one a GPU; on as many GPUs as there are by default.")
+]
 OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 
 
@@ -25,7 +28,7 @@ def run(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks to run; all five if none is named.")] = None,
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
-    nproc: Annotated[int, typer.Option(help="Processes that train together, one a GPU.")] = 1,
+    nproc: Nproc = None,
     resume: Annotated[bool, typer.Option(help="Go on with a training that was interrupted, or train again.")] = True,
 ) -> None:
     """Run notebooks headlessly; each executed one is kept in outputs/<profile>/notebooks."""
@@ -54,9 +57,7 @@ def plan(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     sku: Annotated[str | None, typer.Option(help="A machine of Azure's; this one if none is named.")] = None,
-    nproc: Annotated[
-        int, typer.Option(min=1, help="Processes that train together, one a GPU, as `ftlib run` has it.")
-    ] = 1,
+    nproc: Nproc = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of the machine, for an hour.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="To train on, where the data set is your own.")] = None,
 ) -> None:
@@ -108,8 +109,6 @@ def bench(
     updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
     """Time the seed's recipe beside this profile's and its fast one, on a model with random weights."""
-    # Of several GPUs one: Trainer would spread each batch over all of them, and no update would be the recipe's.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     from ftlib import start
 
     session = start(profile, output_root)

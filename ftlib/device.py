@@ -1,12 +1,76 @@
-"""What the notebooks compute on, and how much memory they took."""
+"""What the notebooks compute on, and how much memory they took. A process computes on one GPU, or on the CPU."""
 
 import gc
 import os
 import platform
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
+from typing import NamedTuple
+
+from ftlib.errors import FtlibError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
+OLDEST_DRIVER = {12: 525, 13: 580}
+"""The oldest driver for each CUDA, as NVIDIA's page on CUDA's compatibility states it."""
+RECOMPILE_LIMIT = 64
+"""Shapes that flex attention may be compiled for. Training meets 6 to 8, and torch's own limit is 8."""
+
+
+class InstalledGpu(NamedTuple):
+    """A GPU as the driver knows it, whether torch can use it or not.
+
+    Attributes:
+        name: such as "NVIDIA A100 80GB PCIe".
+        driver: the driver's version, such as "580.65.06".
+        memory: MiB in all.
+        free: MiB that nobody uses.
+    """
+
+    name: str
+    driver: str
+    memory: int
+    free: int
+
+
+def installed_gpus() -> list[InstalledGpu]:
+    """The GPUs that the driver knows; none without a driver."""
+    try:
+        listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    fields = (line.split(", ") for line in listed.splitlines())
+    return [InstalledGpu(name, driver, int(memory), int(free)) for name, driver, memory, free in fields]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA would show this process, by index or id; torch need not be imported for it."""
+    if VISIBLE in os.environ:  # CUDA stops reading at the first that is none
+        return list(takewhile(lambda name: name not in ("", "-1"), os.environ[VISIBLE].split(",")))
+    return [str(index) for index in range(len(installed_gpus()))]
+
+
+def use_one_gpu() -> list[str]:
+    """Leave this process one GPU, the first; call it before torch looks for GPUs.
+
+    Trainer would otherwise spread each batch over all of them, which TRL refuses.
+
+    Returns:
+        The GPUs that there were to choose from.
+
+    Raises:
+        FtlibError: torch uses several already.
+    """
+    found = visible_gpus()
+    if len(found) > 1:
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+            raise FtlibError("torch already uses several GPUs; restart the kernel and run start(...) first")
+        os.environ[VISIBLE] = found[0]
+    return found
 
 
 def gpus() -> int:
@@ -16,16 +80,56 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def describe(use_cpu: bool = False) -> str:
+def driver() -> tuple[str, str]:
+    """The driver and torch's CUDA, in words; and what to do where torch cannot use a GPU, "" where it can."""
+    import torch
+
+    installed, cuda = installed_gpus(), torch.version.cuda
+    version = installed[0].driver if installed else ""
+    found = f"driver {version or 'none'}, torch {torch.__version__} for {f'CUDA {cuda}' if cuda else 'CPUs'}"
+    oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0) if cuda else 0
+    if not installed:
+        return found, "use a machine with an NVIDIA GPU and its driver, or rehearse with profile tiny"
+    if not cuda:
+        return found, "install torch's CUDA build"
+    if int(version.split(".")[0]) < oldest:
+        return found, f"CUDA {cuda} needs driver {oldest} or later: update it, or install a torch for an older CUDA"
+    return found, "" if gpus() else f"torch sees no GPU: check {VISIBLE}, and that `nvidia-smi` lists one"
+
+
+def check_gpu() -> None:
+    """Make sure that torch can use a GPU.
+
+    Raises:
+        FtlibError: it cannot: which driver and which torch are there, and what to do.
+    """
+    found, advice = driver()
+    if advice:
+        raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
+
+
+def compile_for_many_shapes() -> None:
+    """Have flex attention compiled for every shape that training meets, and fail where there are more.
+
+    By itself torch stops after 8 shapes and from then on writes out every attention score, without an error.
+    """
+    import torch._dynamo.config
+
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def describe(use_cpu: bool = False, count: int = 1) -> str:
     """Name the processor in a few words, such as "4 × NVIDIA A100 80GB PCIe" or "2 cores of AMD EPYC".
 
     Args:
         use_cpu: name the CPU even where there is a GPU, as for a profile that leaves it idle.
+        count: how many GPUs compute together.
     """
     import torch
 
     if gpus() and not use_cpu:
-        return f"{gpus()} × {torch.cuda.get_device_name(0)}"
+        return f"{count} × {torch.cuda.get_device_name(0)}"
     return f"{os.cpu_count()} cores of {_processor()}"
 
 
@@ -49,7 +153,7 @@ def peak_memory_bytes() -> int:
     """The most memory that was in use so far: torch's on this process's GPU if it used one, else this process's."""
     import torch
 
-    on_gpu = torch.cuda.max_memory_allocated() if gpus() else 0
+    on_gpu = torch.cuda.max_memory_reserved() if gpus() else 0
     return on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,7 +1,9 @@
-"""Is this machine ready? A row for each thing that would go wrong later, with how to mend it."""
+"""Is this machine ready? A row for each thing that would go wrong later, with how to fix it."""
 
+import os
 import shutil
 import sys
+import sysconfig
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.requirements import Requirement
 
-from ftlib import device, hub_access
+from ftlib import architecture, device, hub_access, planner
 from ftlib.azureml import compute
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
@@ -20,32 +22,6 @@ if TYPE_CHECKING:
 
 OK = "ok"
 LOCK = "requirements.lock"
-OUTPUT_BYTES = 1e9
-"""Room for what does not grow with the adapter: executed notebooks, trackio's files, records."""
-CHECKPOINTS = 3
-"""Two are kept while the next is written."""
-
-
-class Needs(NamedTuple):
-    """What a profile's model takes.
-
-    Attributes:
-        downloads: bytes on disk, where the Hub cannot be asked.
-        memory: bytes where it trains.
-        attention: weights of an adapter of rank 1 on all linear layers.
-        experts: weights of an adapter of rank 1 on the experts of one layer.
-    """
-
-    downloads: float
-    memory: float
-    attention: int
-    experts: int
-
-
-# The rehearsal peaks at 0.9 GB. gpt-oss-20b is 14 GB to download and 42 GB of bfloat16 in memory, on GPUs of 80 GB.
-# Weights of an adapter are read off the shapes: for a matrix, its rows and its columns.
-REHEARSAL_NEEDS = Needs(1e9, 2e9, attention=3_584, experts=2_560)
-PUBLISHED_NEEDS = Needs(30e9, 80e9, attention=497_664, experts=460_800)
 
 
 class Check(NamedTuple):
@@ -68,15 +44,16 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    needs = _needs(profile)
     checks = [
         _python(),
         _packages(),
         *(Check(*row) for row in compute.rows()),
-        _device(profile),
-        _memory(profile, needs),
+        *_compute(profile),
+        _memory(profile),
+        *_disk(profile, output_dir),
+        _hub(profile),
+        *_token(profile),
     ]
-    checks += [*_disk(profile, output_dir), _hub(profile), *_token(profile)]
     return pd.DataFrame(checks, columns=list(Check._fields))
 
 
@@ -95,8 +72,15 @@ def check_disk(profile: Profile, output_dir: Path) -> None:
             raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
 
 
-def _needs(profile: Profile) -> Needs:
-    return REHEARSAL_NEEDS if profile.hub.endpoint == "rehearsal" else PUBLISHED_NEEDS
+def check_compute(profile: Profile) -> None:
+    """Make sure, before anything is downloaded, that there is what the profile computes on.
+
+    Raises:
+        FtlibError: the profile wants a GPU and torch finds none, or Triton would find no compiler.
+    """
+    for check in _compute(profile):
+        if check.verdict != OK:
+            raise FtlibError(f"profile {profile.name} computes on a GPU: found {check.found}; {check.verdict}")
 
 
 def _python() -> Check:
@@ -131,16 +115,43 @@ def _fits(pin: Requirement, found: str | None) -> bool:
     return found is not None and pin.specifier.contains(found)
 
 
-def _device(profile: Profile) -> Check:
-    lacks_gpu = not profile.train.use_cpu and not device.gpus()
-    verdict = "use a machine with an NVIDIA GPU, or rehearse with profile tiny" if lacks_gpu else OK
-    return Check("device", device.describe(profile.train.use_cpu), verdict)
+def _compute(profile: Profile) -> list[Check]:
+    """What the profile computes on and, for a GPU, what its kernels are built with."""
+    if profile.train.use_cpu:
+        return [Check("device", device.describe(use_cpu=True), OK)]
+    checks = [_gpu(), _compiler()]
+    return [*checks, _flex_attention()] if profile.model.attention == "flex_attention" else checks
 
 
-def _memory(profile: Profile, needs: Needs) -> Check:
+def _gpu() -> Check:
+    installed, (found, advice) = device.installed_gpus(), device.driver()
+    named = f"{len(installed)} × {installed[0].name}" if installed else "no GPU"
+    return Check("device", f"{named}, {found}", advice or OK)
+
+
+def _compiler() -> Check:
+    """Triton, which the loss is written in, compiles a launcher for each of its kernels."""
+    name = next((name for name in (os.environ.get("CC"), "gcc", "clang") if name and shutil.which(name)), None)
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    found = f"{name or 'no C compiler'}, {'with' if headers else 'without'} Python's headers"
+    advice = "install both, as with `apt install build-essential python3-dev`"
+    return Check("C compiler", found, OK if name and headers else advice)
+
+
+def _flex_attention() -> Check:
+    from torch._dynamo import config
+
+    ready = config.fail_on_recompile_limit_hit and config.recompile_limit >= device.RECOMPILE_LIMIT
+    found = f"compiled for up to {config.recompile_limit} shapes"
+    return Check("flex attention", found, OK if ready else "run start(profile) first: it raises the limit")
+
+
+def _memory(profile: Profile) -> Check:
+    shape, batch = architecture.shape_of(profile.hub), planner.Batch.of(profile)
+    needed = sum(planner.memory(profile, shape, batch, on_gpu=not profile.train.use_cpu).values())
     memory = device.memory_bytes(profile.train.use_cpu)
-    advice = f"{_gb(needs.memory)} are wise; with less, first lower train.per_device_batch and data.max_length"
-    return Check("memory", _gb(memory), OK if memory >= needs.memory else advice)
+    advice = f"training is planned to take {_gb(needed)}; first lower train.per_device_batch and data.max_length"
+    return Check("memory", _gb(memory), OK if memory >= needed else advice)
 
 
 def _disk(profile: Profile, output_dir: Path) -> list[Check]:
@@ -150,7 +161,8 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
     # A rehearsal keeps its downloads among its outputs.
     cache = output_dir if profile.hub.endpoint == "rehearsal" else Path(constants.HF_HUB_CACHE)
     folders = {"downloads": _existing(cache), "outputs": _existing(output_dir)}
-    needed = {"downloads": _to_download(profile), "outputs": _to_write(profile)}
+    shape = architecture.shape_of(profile.hub)
+    needed = {"downloads": _to_download(profile), "outputs": planner.bytes_to_write(profile, shape)}
     otherwise = {
         "downloads": "or set HF_HOME to a larger local disk",
         "outputs": "or name another place with --output-root",
@@ -176,7 +188,8 @@ def _to_download(profile: Profile) -> float:
     """Bytes of the model that are not in the cache: by its files on the Hub, where that can be asked."""
     from huggingface_hub import HfApi, constants
 
-    hub, size = profile.hub, _needs(profile).downloads
+    hub = profile.hub
+    size = architecture.bytes_on_disk(architecture.shape_of(hub))
     if hub.endpoint == constants.ENDPOINT:
         try:
             info = HfApi().model_info(
@@ -198,17 +211,6 @@ def _downloaded(model: str, revision: str) -> int:
     except CacheNotFound:
         return 0
     return sum(found.size_on_disk for repo in cached for found in repo.revisions if found.commit_hash == revision)
-
-
-def _to_write(profile: Profile) -> float:
-    """Bytes that training leaves, its adapter's weights read off the shapes: no library is needed for it."""
-    needs, lora = _needs(profile), profile.lora
-    return bytes_to_write(lora.r * (needs.attention + needs.experts * len(lora.expert_layers)))
-
-
-def bytes_to_write(weights: int) -> float:
-    """Bytes of an adapter, for a moment twice, and of checkpoints with two optimizer values a weight; all float32."""
-    return OUTPUT_BYTES + 4 * weights * (2 + 3 * CHECKPOINTS)
 
 
 def _gb(size: float) -> str:

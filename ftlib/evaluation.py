@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftlib.errors import FtlibError
 from ftlib.generation import Messages, Score, generate_replies, score_replies
 from ftlib.harmony import Reply
-from ftlib.profiles import Generate
+from ftlib.profiles import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def detect_language(text: str, languages: Iterable[str] = ()) -> str:
 
 
 def evaluate(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", settings: Generate
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", settings: Measure, max_length: int
 ) -> "pd.DataFrame":
     """Ask every row's question anew, compare the reply with what the row asks for, and score the row's own reply.
 
@@ -76,7 +76,8 @@ def evaluate(
         tokenizer: its tokenizer, with the template's date pinned.
         rows: rows in the published schema; the last message, the reference reply, is not shown to the model that is
             asked. `reasoning_language` is "" where a row asks for none.
-        settings: how many prompts to generate together and where to cut a reply.
+        settings: how many questions to ask and replies to score at once, and where to cut a reply.
+        max_length: tokens of a row that are scored, as many as training sees of it.
 
     Returns:
         One row a question, in the order of `rows`:
@@ -90,20 +91,23 @@ def evaluate(
     """
     # Prompts of like length go together, which saves padding; the replies are put back in order.
     order = sorted(range(len(rows)), key=lambda index: len(str(rows[index]["messages"])))
-    batches = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
     replies: dict[int, Reply] = {}
     scores: dict[int, Score] = {}
-    for batch in _watched(batches):
-        conversations = [rows[index]["messages"] for index in batch]
-        questions = [_question(messages) for messages in conversations]
+    for batch in _watched(_batches(order, settings.batch_size)):
+        conversations = {index: rows[index]["messages"] for index in batch}
+        questions = [_question(messages) for messages in conversations.values()]
         replies |= zip(batch, generate_replies(model, tokenizer, questions, settings.max_new_tokens), strict=True)
-        scored = [index for index in batch if rows[index]["final"]]
-        if scored:
-            references = [rows[index]["messages"] for index in scored]
-            scores |= zip(scored, score_replies(model, tokenizer, references), strict=True)
+        answered = [index for index in batch if rows[index]["final"]]
+        for scored in _batches(answered, settings.score_batch_size):
+            references = [conversations[index] for index in scored]
+            scores |= zip(scored, score_replies(model, tokenizer, references, max_length), strict=True)
     unscored = Score(nan, 0, 0)
     places = range(len(rows))
     return _results(rows, [replies[index] for index in places], [scores.get(index, unscored) for index in places])
+
+
+def _batches(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _question(messages: Messages) -> Messages:

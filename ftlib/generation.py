@@ -63,21 +63,30 @@ class Score(NamedTuple):
 
 
 def score_replies(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages], max_length: int
 ) -> list[Score]:
     """Score the last message of several conversations at once, each token given all that is before it.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer; conversations are padded on the right, where nothing looks back at the padding.
-        conversations: each a list of messages that ends with the assistant's. None is cut, however long it is.
+        conversations: each a list of messages that ends with the assistant's.
+        max_length: tokens of a conversation after which it is cut, as training cuts it.
     """
     import torch
 
     prompts = [_render(tokenizer, messages[:-1], add_generation_prompt=True) for messages in conversations]
     texts = [_render(tokenizer, messages) for messages in conversations]
     starts = torch.tensor([len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]])
-    inputs = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+    inputs = tokenizer(
+        texts,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=max_length,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
     ends = inputs["attention_mask"].sum(dim=1)
     places = torch.arange(inputs["input_ids"].shape[1])
     # What is computed at one place predicts the token at the next.

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ftlib import data, device, doctor, profiles
+from ftlib import data, device, doctor, planner, profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 from ftlib.redaction import redact
@@ -40,17 +40,28 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
 TRAINING = "04_train_lora"
+WITH_MODEL = ("03_load_model", TRAINING, "05_push_and_infer")
 UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
 SHUTDOWN_S = 10  # for the other ranks, once one has failed
 LAST_WORDS_S = 5.0  # for the rank that this one has lost; it notices its kernel's end within a second or two
+ADVICE = {
+    "FailOnRecompileLimitHit": 'flex attention met too many shapes; set model.attention = "eager" in your own profile',
+    "OutOfMemoryError": "lower train.per_device_batch, measure.batch_size or data.max_length in your own profile",
+}
+"""What to do about an error of torch's, by its name."""
 _GO_ON = "run it again to go on from the last checkpoint"
 _LOST_RANK = re.compile(r"RuntimeError: .*gloo|Dist(Backend|Network|Store)Error: ")
 """How gloo, NCCL and torch's store say that another rank is gone."""
 
 
 def run(
-    notebooks: Sequence[str], profile: str, output_root: str, processes: int, resume: bool, console: Console
+    notebooks: Sequence[str],
+    profile: str,
+    output_root: str,
+    processes: int | None,
+    resume: bool,
+    console: Console,
 ) -> Path:
     """Execute notebooks in the given order; none given means all five.
 
@@ -61,7 +72,7 @@ def run(
         notebooks: names or paths of notebooks.
         profile: a shipped profile's name or the path of a `.toml` file.
         output_root: parent of the run's folder; a relative path is taken from the project's folder.
-        processes: how many processes train together, one a GPU.
+        processes: how many processes train together, one a GPU; None for as many as there are GPUs for.
         resume: False trains again from the first update, in place of what is there.
         console: where a line is printed for each notebook.
 
@@ -69,13 +80,16 @@ def run(
         The run's folder. Each executed notebook is in its `notebooks/`, also when it failed.
 
     Raises:
-        FtlibError: a name is unknown, `processes` makes no sense, the disk has too little room, a data file cannot be
-            read, or a cell failed, which is then named with the cause.
+        FtlibError: a name is unknown, `processes` makes no sense, there is no GPU or too little room on the disk, a
+            data file cannot be read, or a cell failed, which is then named with the cause.
     """
     _join_ranks()
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
     _check_processes(names, processes)
     loaded = profiles.load(profile)
+    if not set(names).isdisjoint(WITH_MODEL):
+        doctor.check_compute(loaded)
+    processes = processes or _processes(names, loaded, console)
     if not notebooks and resume:
         output_root = _unfinished_root(output_root, loaded.name, console)
     output_dir = project_root() / output_root / loaded.name
@@ -135,11 +149,22 @@ def _join_ranks() -> None:
         ParentPollerUnix(os.getppid()).start()  # type: ignore[no-untyped-call]
 
 
-def _check_processes(names: list[str], processes: int) -> None:
-    if processes < 1 or (processes > 1 and TRAINING not in names):
+def _processes(names: list[str], profile: Profile, console: Console) -> int:
+    """As many as share the GPUs that are here; one on a CPU, or where the ranks are started already."""
+    if TRAINING not in names or profile.train.use_cpu or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return 1
+    gpus = device.gpus()
+    found = planner.processes(profile, gpus)
+    if gpus > 1:
+        console.print(f"training on {found} of {gpus} GPUs, measuring on one; --nproc 1 trains on one, too")
+    return found
+
+
+def _check_processes(names: list[str], processes: int | None) -> None:
+    if processes is not None and (processes < 1 or (processes > 1 and TRAINING not in names)):
         raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1 and (processes > 1 or set(names) != {TRAINING}):
+    if ranks > 1 and ((processes or 1) > 1 or set(names) != {TRAINING}):
         raise FtlibError(
             f"found {ranks} processes started together (WORLD_SIZE); expected them to run {TRAINING} alone, without "
             "--nproc; run the other notebooks in one process"
@@ -305,4 +330,5 @@ def _cause(name: str, message: str) -> str:
     lines = message.strip().splitlines()
     if name == FtlibError.__name__ or not lines:
         return lines[0] if lines else name
-    return f"{name}: {lines[-1]}"
+    advice = f"; {ADVICE[name]}" if name in ADVICE else ""
+    return f"{name}: {lines[-1]}{advice}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftlib import manifest, parameters, profiles, records, redaction
+from ftlib import device, manifest, parameters, profiles, records, redaction
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 
@@ -43,6 +43,7 @@ class Session:
         rank: this process among `world_size`; rank 0 alone records, saves and pushes.
         local_rank: this process among those of its machine, and the index of its GPU.
         hub_url: the Hub that the Hugging Face libraries speak to.
+        gpus: how many GPUs there are for the profile; this process uses one of them.
     """
 
     profile: Profile
@@ -54,6 +55,7 @@ class Session:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    gpus: int = 0
     _held: list[Any] = field(default_factory=list, repr=False)
 
     @property
@@ -86,11 +88,16 @@ class Session:
         return shlex.join([program, *verb.split(), "--profile", self.profile_argument, *output_root])
 
     @property
-    def device_map(self) -> str | dict[str, int]:
-        """Where the model goes: the profile's choice for one process, one GPU with a whole copy for each of several."""
-        if self.world_size > 1 and self.profile.model.device_map != "cpu":
-            return {"": self.local_rank}
-        return self.profile.model.device_map
+    def device(self) -> str:
+        """Where the whole model goes: the CPU, or the one GPU that this process uses.
+
+        Raises:
+            FtlibError: the profile computes on a GPU, and torch finds none.
+        """
+        if self.profile.train.use_cpu:
+            return "cpu"
+        device.check_gpu()
+        return f"cuda:{self.local_rank}"
 
     @property
     def trackers(self) -> list[str]:
@@ -171,19 +178,24 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
         raise FtlibError(
             f"output_root = {str(output_root)!r}: no folder can be made there ({error.strerror}); name another place"
         ) from None
-    hub_url, servers = _connect(wanted, output_dir)
-    os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
-    _prepare_libraries(wanted.train.use_cpu)
     rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
+    # Of several ranks each finds its own by its local rank.
+    choose = device.use_one_gpu if world_size == 1 else device.visible_gpus
+    gpus = 0 if wanted.train.use_cpu else len(choose())
+    hub_url, servers = _connect(wanted, output_dir)
+    os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    _prepare_libraries(wanted)
     asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
     if asked_for.endswith(".toml"):
         asked_for = os.path.relpath(asked_for, root)
     session = Session(
-        wanted, asked_for, root, str(output_root), output_dir, hub_url, rank, local_rank, world_size, servers
+        wanted, asked_for, root, str(output_root), output_dir, hub_url, rank, local_rank, world_size, gpus, servers
     )
     _limit_waiting()
+    if gpus > 1 and world_size == 1 and _executed_cells():
+        print(f"using one of {gpus} GPUs; to train on all of them: {session.command('run')}")
     if session.is_main and not manifest.is_complete(session.adapter_dir):
         session.keep_profile()
     _current = session
@@ -225,7 +237,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     return hub.endpoint, [hub]
 
 
-def _prepare_libraries(use_cpu: bool) -> None:
+def _prepare_libraries(profile: Profile) -> None:
     """Set what the libraries read from their surroundings when they are imported."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["MLFLOW_MAX_LOG_PARAMS"] = str(MLFLOW_PARAMETERS)
@@ -234,8 +246,10 @@ def _prepare_libraries(use_cpu: bool) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Python looks for garbage every 700 new objects. Imports make a million that stay, and took a fifth longer for it.
     gc.set_threshold(50_000)
-    if use_cpu:
+    if profile.train.use_cpu:
         _keep_freed_memory()
+    if profile.model.attention == "flex_attention":
+        device.compile_for_many_shapes()
     _silence_what_misleads()
 
 

@@ -2,9 +2,10 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+from ftlib import device
 
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")
@@ -12,10 +13,6 @@ TEMPORARY = Path("/tmp")
 TEMPORARY_BYTES = 30e9
 MOUNTS = Path("/proc/mounts")
 MOUNTED = ("fuse", "cifs", "nfs")
-# The oldest driver for each CUDA, as NVIDIA's page on CUDA's compatibility states it.
-OLDEST_DRIVER = {12: 525, 13: 580}
-QUERY = ["nvidia-smi", "--query-gpu=driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
-
 Row = tuple[str, str, str]
 
 
@@ -32,8 +29,7 @@ def rows() -> list[Row]:
         return []
     from huggingface_hub import constants
 
-    gpus = _gpus()
-    return [_environment(), _driver(gpus), _free(gpus), _temporary_disk(), _cache(Path(constants.HF_HUB_CACHE))]
+    return [_environment(), _free(), _temporary_disk(), _cache(Path(constants.HF_HUB_CACHE))]
 
 
 def _environment() -> Row:
@@ -43,40 +39,12 @@ def _environment() -> Row:
     return "Azure environment", f"{name}, on a {where()}", verdict if name.startswith("azureml_py") else OK
 
 
-def _gpus() -> list[list[str]]:
-    """Driver, memory and free memory (MiB) of each GPU that the driver knows; none without a driver."""
-    try:
-        listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.split(", ") for line in listed.splitlines()]
-
-
-def _driver(gpus: list[list[str]]) -> Row:
-    import torch
-
-    cuda = torch.version.cuda
-    if not gpus or not cuda:
-        found = f"{gpus[0][0] if gpus else 'none'}, torch for {f'CUDA {cuda}' if cuda else 'CPUs'}"
-        return (
-            "GPU driver",
-            found,
-            "use a GPU size" if not gpus else "install torch's CUDA build, as environment.yml does",
-        )
-    driver, oldest = gpus[0][0], OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0)
-    verdict = f"it takes driver {oldest} or later: recreate the compute, or install a torch for an older CUDA"
-    return "GPU driver", f"{driver}, torch for CUDA {cuda}", OK if int(driver.split(".")[0]) >= oldest else verdict
-
-
-def _free(gpus: list[list[str]]) -> Row:
-    from ftlib import device
-
+def _free() -> Row:
+    gpus = device.installed_gpus()
     if not gpus:
         return "GPUs", "none", "use a GPU size; where Azure refuses it, ask for quota in the studio: it starts at 0"
-    seen, shares = device.gpus(), [int(free) / int(total) for _, total, free in gpus]
-    found = f"{seen} of {len(gpus)} seen by torch, {min(shares):.0%} of memory free"
-    if seen < len(gpus):
-        return "GPUs", found, "unset CUDA_VISIBLE_DEVICES, and see the row about the driver"
+    shares = [gpu.free / gpu.memory for gpu in gpus]
+    found = f"{len(gpus)}, {min(shares):.0%} of memory free"
     busy = "another kernel or process holds memory: shut it down, `nvidia-smi` names it"
     return "GPUs", found, OK if min(shares) > 0.95 else busy
 

@@ -26,6 +26,7 @@ class Sku(BaseModel):
         ram_gb: memory of the machine.
         temporary_disk_gib: the local disk that is lost when the machine stops.
         peak_tflops: dense bfloat16 TFLOP/s of one GPU, by its datasheet.
+        bandwidth_gb_s: GB/s of one GPU's memory, by its datasheet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,6 +38,7 @@ class Sku(BaseModel):
     ram_gb: PositiveInt
     temporary_disk_gib: PositiveInt
     peak_tflops: PositiveInt
+    bandwidth_gb_s: PositiveInt
 
 
 @cache

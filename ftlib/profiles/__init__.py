@@ -26,6 +26,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 REPO_ID = r"^[\w.-]+/[\w.-]+$"
 RepoId = Annotated[str, Field(pattern=REPO_ID)]
+Attention = Literal["eager", "flex_attention"]
+Experts = Literal["eager", "grouped_mm", "batched_mm"]
 # What a data set's columns hold, for one whose columns are named otherwise.
 ColumnRole = Literal["prompt", "response", "system", "thinking", "reasoning_language"]
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -104,12 +106,11 @@ class Data(Section):
 
 
 class Model(Section):
-    """How the base model is held in memory."""
+    """How the base model is held in memory, and how it computes while it trains."""
 
     dtype: Literal["bfloat16", "float32"]
-    attention: Literal["eager", "flex_attention"]
-    experts: Literal["eager", "grouped_mm", "batched_mm"]
-    device_map: Literal["auto", "cpu"]
+    attention: Attention
+    experts: Experts
 
 
 class Lora(Section):
@@ -159,11 +160,14 @@ class Train(Section):
         return self.effective_batch // rows
 
 
-class Generate(Section):
-    """How replies are generated when the model is measured."""
+class Measure(Section):
+    """How the model is asked and scored before and after training; what it learns does not depend on it."""
 
-    max_new_tokens: PositiveInt
+    attention: Attention
+    experts: Experts
     batch_size: PositiveInt
+    max_new_tokens: PositiveInt
+    score_batch_size: PositiveInt
 
 
 class Track(Section):
@@ -181,15 +185,16 @@ class Profile(Section):
     model: Model
     lora: Lora
     train: Train
-    generate: Generate
+    measure: Measure
     track: Track
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> Self:
-        if self.train.use_cpu and self.model.attention == "flex_attention":
-            raise ValueError(
-                "model.attention = 'flex_attention' trains on a GPU alone; use \"eager\" with train.use_cpu"
-            )
+        for section in ("model", "measure"):
+            if self.train.use_cpu and getattr(self, section).attention == "flex_attention":
+                raise ValueError(
+                    f"{section}.attention = 'flex_attention' computes on a GPU alone; use \"eager\" with train.use_cpu"
+                )
         return self
 
 

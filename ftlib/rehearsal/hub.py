@@ -86,7 +86,7 @@ class Repo(BaseModel, frozen=True):
 
 
 def model_revision(assets_dir: Path = ASSETS) -> str:
-    """Name the one commit of the shipped model: 40 hex digits that follow from its files' SHA-256."""
+    """Name the pinned commit of the shipped model: 40 hex digits that follow from its files' SHA-256."""
     return _revision(_manifest(assets_dir, "model"))
 
 
@@ -195,8 +195,11 @@ class RepoStore:
                 raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again.")
             files[path] = _git_file(data)
         date = _timestamp((self._assets / "manifest.json").stat().st_mtime)
-        commit = Commit(id=_revision(expected), date=date, title="Shipped with ftlib", message="", files=files)
-        return Repo(kind=_KINDS[folder], id=repo_id, private=False, commits=(commit,))
+        pinned = Commit(id=_revision(expected), date=date, title="Shipped with ftlib", message="", files=files)
+        # As with published repositories, main has moved on: who does not ask for the pinned commit gets another one.
+        later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
+        main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
+        return Repo(kind=_KINDS[folder], id=repo_id, private=False, commits=(main, pinned))
 
     def _lock(self) -> FileLock:
         self._state.mkdir(parents=True, exist_ok=True)
