@@ -138,7 +138,7 @@ def check_merged(unmerged: "Tensor", merged: "Tensor") -> float:
     expected = MERGED_TOLERANCE[dtype] * unmerged.abs().max().item()
     if not difference <= expected:
         raise FtlibError(
-            f"the merged model answers otherwise: found logits {difference:.2g} apart, expected at most {expected:.2g} in "
-            f"{dtype}; merge the adapter that was loaded onto this base, once"
+            f"the merged model answers otherwise: found logits {difference:.2g} apart, expected at most "
+            f"{expected:.2g} in {dtype}; merge the adapter that was loaded onto this base, once"
         )
     return float(difference)

@@ -8,14 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from huggingface_hub import constants
 
 from ftlib import device, doctor, profiles
 from ftlib.azureml import compute
 
 Usage = namedtuple("Usage", "total used free")
-A100 = "580.95.05, 81920, 81000"
+A100 = "NVIDIA A100 80GB PCIe, 580.95.05, 81920, 81000"
 MOUNTS = """/dev/root / ext4 rw 0 0
 tmpfs /dev tmpfs rw 0 0
 blobfuse2 /mnt/run fuse rw 0 0
@@ -29,8 +28,6 @@ def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     monkeypatch.setenv("AZUREML_RUN_ID", "brave")
     monkeypatch.setattr(compute, "FILE_SHARE", tmp_path / "none")
     monkeypatch.setattr(sys, "prefix", "/azureml-envs/azureml_0a1b")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(device, "gpus", lambda: 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(256e9, 56e9, 200e9))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/tmp/huggingface/hub")
     (tmp_path / "mounts").write_text(MOUNTS)
@@ -51,8 +48,7 @@ def found() -> dict[str, tuple[str, str]]:
 def test_a_machine_as_it_should_be_is_ok(azure: pytest.MonkeyPatch) -> None:
     assert found() == {
         "Azure environment": ("azureml_0a1b, on a job", "ok"),
-        "GPU driver": ("580.95.05, torch for CUDA 13.0", "ok"),
-        "GPUs": ("4 of 4 seen by torch, 99% of memory free", "ok"),
+        "GPUs": ("4, 99% of memory free", "ok"),
         "temporary disk": ("200 GB free", "ok"),
         "cache of downloads": ("ext4", "ok"),
     }
@@ -74,28 +70,11 @@ def test_a_compute_instance_is_known_without_the_shells_variables(azure: pytest.
     assert verdict.startswith("choose the kernel 'Python (ftlib)'")
 
 
-def test_a_driver_too_old_for_torch_is_named(azure: pytest.MonkeyPatch) -> None:
-    listed(azure, "550.54.15, 81920, 81000")
-    said, verdict = found()["GPU driver"]
-    assert said == "550.54.15, torch for CUDA 13.0"
-    assert verdict.startswith("it takes driver 580 or later")
-    azure.setattr(torch.version, "cuda", "12.8")
-    assert found()["GPU driver"][1] == "ok"
-    azure.setattr(torch.version, "cuda", None)
-    assert found()["GPU driver"] == (
-        "550.54.15, torch for CPUs",
-        "install torch's CUDA build, as environment.yml does",
-    )
-
-
-def test_a_busy_gpu_and_one_that_is_not_seen_are_named(azure: pytest.MonkeyPatch) -> None:
-    listed(azure, A100, "580.95.05, 81920, 40000")
-    azure.setattr(device, "gpus", lambda: 2)
+def test_a_busy_gpu_is_named(azure: pytest.MonkeyPatch) -> None:
+    listed(azure, A100, "NVIDIA A100 80GB PCIe, 580.95.05, 81920, 40000")
     said, verdict = found()["GPUs"]
-    assert said == "2 of 2 seen by torch, 49% of memory free"
+    assert said == "2, 49% of memory free"
     assert verdict.startswith("another kernel or process holds memory")
-    azure.setattr(device, "gpus", lambda: 1)
-    assert found()["GPUs"][1].startswith("unset CUDA_VISIBLE_DEVICES")
 
 
 def test_without_gpus_the_quota_is_hinted_at(azure: pytest.MonkeyPatch) -> None:
@@ -107,7 +86,6 @@ def test_without_gpus_the_quota_is_hinted_at(azure: pytest.MonkeyPatch) -> None:
         "none",
         "use a GPU size; where Azure refuses it, ask for quota in the studio: it starts at 0",
     )
-    assert found()["GPU driver"] == ("none, torch for CUDA 13.0", "use a GPU size")
 
 
 def test_a_small_disk_and_a_mounted_cache_are_named(azure: pytest.MonkeyPatch) -> None:
@@ -123,4 +101,4 @@ def test_the_doctor_shows_these_rows(azure: pytest.MonkeyPatch, tmp_path: Path) 
     azure.setenv("HF_TOKEN", "")
     azure.setattr(device, "gpus", lambda: 0)
     frame = doctor.report(profiles.load("tiny"), tmp_path)
-    assert {"Azure environment", "GPU driver", "GPUs", "temporary disk", "cache of downloads"} <= set(frame["check"])
+    assert {"Azure environment", "GPUs", "temporary disk", "cache of downloads"} <= set(frame["check"])

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import GptOssConfig, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ftlib import bench, device, packing, profiles
+from ftlib import bench, device, doctor, packing, profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 
@@ -194,7 +194,7 @@ def test_large_rows_are_as_long_as_the_seeds_with_their_padding(tokenizer: PreTr
 
 def test_a_model_is_cut_to_the_layers_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     large = bench.recipes("gpt-oss-20b")[bench.REFERENCE]
-    monkeypatch.setattr(device, "gpus", lambda: 1)
+    monkeypatch.setattr(doctor, "check_compute", lambda profile: None)
     layers = {}
     for memory in (24, 80):
         monkeypatch.setattr(device, "memory_bytes", lambda use_cpu, memory=memory: memory * GIGABYTE)
@@ -208,7 +208,7 @@ def test_a_model_is_cut_to_the_layers_that_fit(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_a_gpu_the_large_model_is_not_even_tried() -> None:
-    with pytest.raises(FtlibError, match=r"gpt-oss-20b trains on a GPU, and torch found none here; try --profile tiny"):
+    with pytest.raises(FtlibError, match=r"^profile gpt-oss-20b computes on a GPU: found no GPU"):
         bench.run("gpt-oss-20b", False, 1, 1, Console(quiet=True))
 
 

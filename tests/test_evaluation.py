@@ -17,7 +17,7 @@ from ftlib import data, evaluation, profiles
 from ftlib.errors import FtlibError
 from ftlib.generation import Score
 from ftlib.harmony import Reply
-from ftlib.profiles import Generate
+from ftlib.profiles import Measure
 
 REASONING = {
     "English": "The user asks for the capital of France. Let me think about it for a moment.",
@@ -27,7 +27,13 @@ REASONING = {
     "German": "Der Nutzer fragt nach der Hauptstadt von Frankreich. Ich denke kurz darüber nach.",
     "Portuguese": "O usuário pergunta qual é a capital da França. Vou pensar nisso por um momento.",
 }
-SETTINGS = Generate(max_new_tokens=8, batch_size=4)
+TINY = profiles.load("tiny")
+SETTINGS = TINY.measure.model_copy(update={"max_new_tokens": 8, "batch_size": 4, "score_batch_size": 2})
+LENGTH = TINY.data.max_length
+
+
+def settings(**changes: int) -> Measure:
+    return SETTINGS.model_copy(update=changes)
 
 
 def row(language: str | None, question: str, final: str) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def row(language: str | None, question: str, final: str) -> dict[str, Any]:
 
 def results_of(*rows: dict[str, Any]) -> pd.DataFrame:
     """The results of a model that is not there: see `asked`."""
-    return evaluation.evaluate(None, None, Dataset.from_list(list(rows)), SETTINGS)  # type: ignore[arg-type]
+    return evaluation.evaluate(None, None, Dataset.from_list(list(rows)), SETTINGS, LENGTH)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -55,8 +61,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
         questions = [messages[-1]["content"] for messages in conversations]
         return [Reply(REASONING["English"], text, "", "odd" not in text, raw="") for text in questions]
 
-    def score(model: object, tokenizer: object, conversations: Sequence[Any]) -> list[Score]:
-        assert conversations
+    def score(model: object, tokenizer: object, conversations: Sequence[Any], max_length: int) -> list[Score]:
+        assert 0 < len(conversations) <= SETTINGS.score_batch_size, "scoring has a small batch of its own"
+        assert max_length == LENGTH
         references = [messages[-1]["content"] for messages in conversations]
         return [Score(2.0 * len(text), 1, len(text)) for text in references]
 
@@ -265,7 +272,7 @@ PREPARED = """\
 from ftlib import evaluation
 from ftlib.generation import Score
 from ftlib.harmony import Reply
-from ftlib.profiles import Generate
+from ftlib import profiles
 from datasets import Dataset
 
 def generate(model, tokenizer, conversations, max_new_tokens):
@@ -274,15 +281,16 @@ def generate(model, tokenizer, conversations, max_new_tokens):
     return [Reply("", "", "", True, raw="") for _ in conversations]
 
 evaluation.generate_replies = generate
+settings = profiles.load("tiny").measure.model_copy(update={"batch_size": 2})
 message = {"role": "user", "content": "What?"}
 rows = Dataset.from_list([{"reasoning_language": "", "user": "", "final": "", "messages": [message]}] * 5)
 """
-DONE = "evaluation.evaluate(None, None, rows, Generate(max_new_tokens=1, batch_size=2)).shape"
+DONE = "evaluation.evaluate(None, None, rows, settings, 100).shape"
 BROKEN_OFF = """\
 message["content"] = "Longer than the others, so that it comes last: please stop."
 last = {"reasoning_language": "", "user": "", "final": "", "messages": [message]}
 rows = Dataset.from_list([*rows.select(range(4)), last])
-evaluation.evaluate(None, None, rows, Generate(max_new_tokens=1, batch_size=2))
+evaluation.evaluate(None, None, rows, settings, 100)
 """
 
 
@@ -322,20 +330,22 @@ def few(sample_rows: list[dict[str, Any]]) -> Dataset:
 
 @pytest.fixture(scope="module")
 def measured(base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, few: Dataset) -> pd.DataFrame:
-    return evaluation.evaluate(base_model, tokenizer, few, Generate(max_new_tokens=80, batch_size=4))
+    return evaluation.evaluate(base_model, tokenizer, few, settings(max_new_tokens=80), LENGTH)
 
 
 def test_two_evaluations_are_equal(
     base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, few: Dataset, measured: pd.DataFrame
 ) -> None:
-    again = evaluation.evaluate(base_model, tokenizer, few, Generate(max_new_tokens=80, batch_size=4))
+    again = evaluation.evaluate(base_model, tokenizer, few, settings(max_new_tokens=80), LENGTH)
     pd.testing.assert_frame_equal(again, measured, check_exact=True)
 
 
 def test_the_size_of_a_batch_changes_nothing(
     base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, few: Dataset, measured: pd.DataFrame
 ) -> None:
-    alone = evaluation.evaluate(base_model, tokenizer, few, Generate(max_new_tokens=80, batch_size=1))
+    alone = evaluation.evaluate(
+        base_model, tokenizer, few, settings(max_new_tokens=80, batch_size=1, score_batch_size=1), LENGTH
+    )
     assert alone["loss"].tolist() == pytest.approx(measured["loss"].tolist(), abs=1e-4)
     pd.testing.assert_frame_equal(alone.drop(columns="loss"), measured.drop(columns="loss"))
     assert measured["complete"].all()
@@ -345,7 +355,7 @@ def test_the_size_of_a_batch_changes_nothing(
 def test_a_reply_that_is_cut_is_counted(
     base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, few: Dataset, measured: pd.DataFrame
 ) -> None:
-    cut = evaluation.evaluate(base_model, tokenizer, few, Generate(max_new_tokens=5, batch_size=6))
+    cut = evaluation.evaluate(base_model, tokenizer, few, settings(max_new_tokens=5, batch_size=6), LENGTH)
     assert evaluation.summarise(cut)["unfinished"] == 6
     assert evaluation.summarise(measured)["unfinished"] == 0
     assert cut["loss"].tolist() == pytest.approx(measured["loss"].tolist(), abs=1e-4), "the reference is never cut"
@@ -356,8 +366,7 @@ def test_the_base_reasons_in_english_and_knows_the_answers(
 ) -> None:
     """What the adapter is there to change, and what it must keep; on 25 of the 120 questions, for the time's sake."""
     questions = data.held_out_questions().select(range(25))
-    settings = profiles.load("tiny").generate.model_copy(update={"batch_size": 25})
-    results = evaluation.evaluate(base_model, tokenizer, questions, settings)
+    results = evaluation.evaluate(base_model, tokenizer, questions, TINY.measure, LENGTH)
     shares = evaluation.by_language(results).set_index("language")
     assert shares["questions"].tolist() == [5] * 5
     assert results["agrees"].mean() <= 0.30

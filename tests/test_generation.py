@@ -1,6 +1,7 @@
 """Replies, one or many: the same ones, read channel by channel, and marked where they were cut."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ftlib.generation import generate_replies, generate_reply, score_replies
 from ftlib.harmony import Reply
 
 LONG_ENOUGH = 80
+LENGTH = 4_096  # longer than any conversation here
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_a_score_is_the_cross_entropy_of_the_replys_tokens(
     with torch.inference_mode():
         logits = base_model(ids).logits[0, start - 1 : -1]
     targets = ids[0, start:]
-    score = score_replies(base_model, tokenizer, answered)[position]
+    score = score_replies(base_model, tokenizer, answered, LENGTH)[position]
     assert score.tokens == len(targets)
     assert score.loss == pytest.approx(float(cross_entropy(logits, targets)), abs=1e-4)
     assert score.correct_tokens == int((logits.argmax(dim=-1) == targets).sum())
@@ -157,16 +159,26 @@ def test_logits_are_computed_for_the_replys_tokens_alone(
 ) -> None:
     computed = []
     model.lm_head.register_forward_hook(lambda module, inputs, logits: computed.append(tuple(logits.shape)))
-    scores = score_replies(model, tokenizer, answered)
+    scores = score_replies(model, tokenizer, answered, LENGTH)
     assert computed == [(score.tokens, len(tokenizer)) for score in scores]
+
+
+def test_a_conversation_is_cut_where_training_cuts_it(
+    base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]]
+) -> None:
+    """Or one enormous row would take more memory than the model."""
+    prompt = len(tokenizer.apply_chat_template(answered[0][:-1], add_generation_prompt=True)["input_ids"])
+    cut, beyond = (score_replies(base_model, tokenizer, answered[:1], prompt + kept)[0] for kept in (10, 0))
+    assert cut.tokens == 10
+    assert (beyond.tokens, math.isnan(beyond.loss)) == (0, True)
 
 
 def test_a_half_precise_model_is_scored_in_float32(
     model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, answered: list[list[dict[str, Any]]]
 ) -> None:
-    exact = score_replies(model, tokenizer, answered)
+    exact = score_replies(model, tokenizer, answered, LENGTH)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16())
-    rounded = score_replies(model, tokenizer, answered)
+    rounded = score_replies(model, tokenizer, answered, LENGTH)
     assert [score.loss for score in rounded] == pytest.approx([score.loss for score in exact], abs=2e-3)
 
 
@@ -177,15 +189,15 @@ def test_an_adapted_model_is_scored_as_it_is(
     answered: list[list[dict[str, Any]]],
 ) -> None:
     torch.manual_seed(0)
-    before = score_replies(model, tokenizer, answered)
+    before = score_replies(model, tokenizer, answered, LENGTH)
     adapted = with_adapter(model).eval()
-    assert [score.loss for score in score_replies(adapted, tokenizer, answered)] == pytest.approx(
+    assert [score.loss for score in score_replies(adapted, tokenizer, answered, LENGTH)] == pytest.approx(
         [score.loss for score in before], abs=1e-5
     ), "a fresh LoRA changes nothing"
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.1)
-    changed = score_replies(adapted, tokenizer, answered)
+    changed = score_replies(adapted, tokenizer, answered, LENGTH)
     assert all(abs(one.loss - two.loss) > 1e-2 for one, two in zip(before, changed, strict=True))
 
 
@@ -194,5 +206,5 @@ def test_scoring_leaves_the_tokenizer_and_the_model_as_they_were(
 ) -> None:
     mine = copy.deepcopy(tokenizer)
     mine.padding_side = "left"
-    assert score_replies(base_model, mine, answered) == score_replies(base_model, tokenizer, answered)
+    assert score_replies(base_model, mine, answered, LENGTH) == score_replies(base_model, tokenizer, answered, LENGTH)
     assert mine.padding_side == "left"

@@ -167,8 +167,9 @@ def test_shipped_files_download_at_main_and_at_the_pinned_revision(
         DATASET_ID, name, repo_type="dataset", revision=pinned if revision == "pinned" else "main", cache_dir=tmp_path
     )
     assert Path(got).read_bytes() == (assets / "dataset" / name).read_bytes()
-    assert pinned in got
-    assert api.model_info(MODEL_ID).sha == model_revision(assets)
+    assert (pinned in got) is (revision == "pinned"), "main has moved on, as published repositories do"
+    assert api.model_info(MODEL_ID, revision=model_revision(assets)).sha == model_revision(assets)
+    assert api.model_info(MODEL_ID).sha != model_revision(assets)
 
 
 def test_a_wrong_revision_is_told_apart_from_a_wrong_file_and_a_wrong_repository(api: HfApi, tmp_path: Path) -> None:

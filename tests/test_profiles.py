@@ -74,7 +74,7 @@ def test_a_fast_profile_changes_how_it_is_computed_and_nothing_that_is_learned(n
 
 def test_flex_attention_is_refused_on_a_cpu(write: Write) -> None:
     message = refusal(write('extends = "tiny"\n[model]\nattention = "flex_attention"\n'))
-    assert ": model.attention = 'flex_attention' trains on a GPU alone" in message
+    assert ": model.attention = 'flex_attention' computes on a GPU alone" in message
 
 
 def test_a_file_changes_only_what_it_says(write: Write) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
+from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
 from ftlib import adapters, architecture, profiles
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
-PUBLISHED_SHAPE = architecture.config_of(profiles.load("gpt-oss-20b").hub)
+PUBLISHED_SHAPE = GptOssConfig(**architecture.config_json(profiles.load("gpt-oss-20b").hub))
 # What the blog post trained with; the names are today's (it said `warmup_ratio`), and the last three were defaults.
 SEED = {
     "learning_rate": 2e-4,
@@ -143,7 +143,7 @@ def test_model_is_loaded_as_the_seed_loaded_it(
     loaded: dict[str, Any] = {}
     loader = SimpleNamespace(from_pretrained=lambda name, **settings: loaded.update(name=name, **settings))
     monkeypatch.setattr("transformers.AutoModelForCausalLM", loader)
-    session.device_map = "auto"
+    session.device = "cuda:0"
     notebooks.run(NOTEBOOK, "model", {"profile": large, "session": session})
     assert loaded.pop("quantization_config").dequantize
     assert loaded == {
@@ -153,7 +153,7 @@ def test_model_is_loaded_as_the_seed_loaded_it(
         "experts_implementation": "eager",
         "dtype": torch.bfloat16,
         "use_cache": False,
-        "device_map": "auto",
+        "device_map": "cuda:0",
         "use_safetensors": True,
     }
 

@@ -192,9 +192,62 @@ def test_more_ranks_than_there_is_work_or_a_gpu_for_are_refused_at_once(
     project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, processes: int, message: str
 ) -> None:
     monkeypatch.setattr(runner.device, "gpus", lambda: 1)
+    monkeypatch.setattr(runner.doctor, "check_compute", lambda profile: None)
     with pytest.raises(FtlibError, match=re.escape(message)):
         runner.run(["04_train_lora"], profile, "outputs", processes, True, Console(quiet=True))
     assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "gpus", "ranks", "processes"),
+    [
+        ("gpt-oss-20b", 4, 1, 4),
+        ("gpt-oss-20b", 8, 1, 4),
+        ("gpt-oss-20b", 1, 1, 1),
+        ("gpt-oss-20b", 4, 4, 1),
+        ("tiny", 4, 1, 1),
+    ],
+)
+def test_unless_told_otherwise_training_takes_all_gpus_and_measuring_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, gpus: int, ranks: int, processes: int
+) -> None:
+    """A rank that torchrun or Azure ML has started starts no others."""
+    started: list[tuple[str, int]] = []
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(runner.device, "gpus", lambda: gpus)
+    monkeypatch.setattr(runner.doctor, "check_compute", lambda profile: None)
+    monkeypatch.setattr(runner.doctor, "check_disk", lambda profile, output_dir: None)
+    monkeypatch.setattr(runner, "_execute", lambda name, *_: started.append((name, 1)))
+    monkeypatch.setattr(runner, "_launch", lambda _, processes, __: started.append(("04_train_lora", processes)))
+    names = ["04_train_lora"] if ranks > 1 else ["03_load_model", "04_train_lora", "05_push_and_infer"]
+    runner.run(names, profile, "outputs", None, True, Console(quiet=True))
+    assert started == [(name, processes if name == "04_train_lora" else 1) for name in names]
+
+
+@pytest.mark.parametrize("notebook", ["03_load_model", "04_train_lora", "05_push_and_infer"])
+def test_without_a_gpu_nothing_is_begun(project: Path, notebook: str) -> None:
+    result = ftlib("run", notebook, "--profile", "gpt-oss-20b")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: profile gpt-oss-20b computes on a GPU: found no GPU, driver none, torch 2.")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("torch.OutOfMemoryError('CUDA out of memory')", "lower train.per_device_batch, measure.batch_size or"),
+        (
+            "torch._dynamo.exc.FailOnRecompileLimitHit('Hard failure')",
+            'set model.attention = "eager" in your own profile',
+        ),
+    ],
+)
+def test_an_error_of_torchs_that_a_profile_can_avoid_says_how(project: Path, error: str, advice: str) -> None:
+    write_notebook(project, "01_setup", f"import torch, torch._dynamo\nraise {error}")
+    assert advice in ftlib("run", "01_setup").stderr
 
 
 def test_help_is_light() -> None:

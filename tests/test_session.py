@@ -212,25 +212,83 @@ import json
 from ftlib import start
 session = start("{profile}")
 session.record("04_train_lora", global_step=63)
-print(json.dumps([session.rank, session.local_rank, session.world_size, session.is_main, session.device_map]))
+print(json.dumps([session.rank, session.local_rank, session.world_size, session.is_main, {more}]))
+"""
+# A process that is to use a GPU, on a machine where torch would see those that are left visible.
+GPUS = """
+import json, os, sys
+from ftlib import device, start
+session = start("gpt-oss-20b")
+chosen_before_torch = "torch" not in sys.modules
+device.check_gpu = lambda: None
+print(json.dumps([session.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), session.device, chosen_before_torch]))
 """
 
 
-def test_one_process_records_and_takes_the_profiles_device_map(run_python: RunPython, project: Path) -> None:
-    assert run_python(RANKS.format(profile="gpt-oss-20b")) == [0, 0, 1, True, "auto"]
+@pytest.fixture
+def four_gpus(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine whose driver lists four GPUs."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\nfor gpu in 0 1 2 3; do echo 'NVIDIA A100 80GB PCIe, 580.95.05, 81920, 81000'; done\n"
+    )
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_one_process_records(run_python: RunPython, project: Path) -> None:
+    assert run_python(RANKS.format(profile="gpt-oss-20b", more="session.gpus")) == [0, 0, 1, True, 0]
     record = project / "outputs/gpt-oss-20b/records/04_train_lora.json"
     assert json.loads(record.read_text()) == {"global_step": 63}
 
 
-def test_another_rank_has_a_gpu_of_its_own_and_writes_nothing(run_python: RunPython, project: Path) -> None:
-    """`device_map="auto"` would spread each rank's copy over all GPUs."""
+def test_one_process_uses_one_gpu_and_knows_of_the_others(run_python: RunPython, four_gpus: dict[str, str]) -> None:
+    """With more than one in sight Trainer would wrap the model, and the loss would meet tensors on two GPUs."""
+    assert run_python(GPUS, **four_gpus) == [4, "0", "cuda:0", True]
+    assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="2,3") == [2, "2", "cuda:0", True]
+    assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="GPU-8a,GPU-9b,-1,0") == [2, "GPU-8a", "cuda:0", True]
+    assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="")[:2] == [0, ""]
+
+
+def test_each_of_several_ranks_has_a_gpu_of_its_own(run_python: RunPython, four_gpus: dict[str, str]) -> None:
     environment = TWO_RANKS | {"RANK": "5", "WORLD_SIZE": "8"}
-    assert run_python(RANKS.format(profile="gpt-oss-20b"), **environment) == [5, 1, 8, False, {"": 1}]
+    assert run_python(GPUS, **environment, **four_gpus) == [4, None, "cuda:1", True]
+
+
+def test_a_notebook_says_which_gpu_it_uses_and_how_to_train_on_all(
+    run_python: RunPython, four_gpus: dict[str, str]
+) -> None:
+    told = """
+import contextlib, io, json
+from ftlib import session, start
+session._executed_cells = lambda: {cells}
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    start("{profile}")
+print(json.dumps(printed.getvalue()))
+"""
+    said = run_python(told.format(cells=["start()"], profile="gpt-oss-20b"), **four_gpus)
+    assert said.startswith("using one of 4 GPUs; to train on all of them: ")
+    assert said.endswith("ftlib run --profile gpt-oss-20b\n")
+    assert run_python(told.format(cells=[], profile="gpt-oss-20b"), **four_gpus) == "", "not a notebook"
+    assert run_python(told.format(cells=["start()"], profile="tiny"), **four_gpus) == "", "tiny computes on the CPU"
+
+
+def test_without_a_gpu_no_model_is_loaded(run_python: RunPython) -> None:
+    """42 GB would go into the machine's memory, and training on from there on its CPU."""
+    message = run_python(refused('start("gpt-oss-20b").device'))
+    assert message.startswith("found no GPU that torch can use (driver none, torch 2.")
+    assert "expected one; use a machine with an NVIDIA GPU" in message
+
+
+def test_another_rank_writes_nothing(run_python: RunPython, project: Path) -> None:
+    environment = TWO_RANKS | {"RANK": "5", "WORLD_SIZE": "8"}
+    assert run_python(RANKS.format(profile="gpt-oss-20b", more=0), **environment) == [5, 1, 8, False, 0]
     assert files_below(project) == {}
 
 
 def test_ranks_on_a_cpu_stay_there(run_python: RunPython, project: Path) -> None:
-    assert run_python(RANKS.format(profile="tiny"), **TWO_RANKS) == [1, 1, 2, False, "cpu"]
+    assert run_python(RANKS.format(profile="tiny", more="session.device"), **TWO_RANKS) == [1, 1, 2, False, "cpu"]
     output = project / "outputs/tiny"
     assert not (output / "records").exists()
     assert not (output / "profile.json").exists()
