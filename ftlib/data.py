@@ -89,14 +89,21 @@ def check(dataset: "Dataset", settings: Data) -> Checked:
 
     read = list(_read(dataset, settings))
     told = [row.told for row in read if row.problem]
-    problems = pd.DataFrame(told, columns=["file", "row", "field", "found", "expected"])
+    noted = [(what, len(places), _listed(places), UNUSUAL[what]) for what, places in _unusual_places(read).items()]
+    return Checked(
+        pd.DataFrame(told, columns=["file", "row", "field", "found", "expected"]),
+        pd.DataFrame(noted, columns=["what", "rows", "where", "meaning"]),
+    )
+
+
+def _unusual_places(read: list[ReadRow]) -> dict[str, list[str]]:
+    """Where each unusual thing was found; a row of several files is named with its own."""
     several = len({row.file for row in read}) > 1
-    places: dict[str, list[str]] = {what: [] for what in UNUSUAL}
-    for row in read:
-        for what in row.unusual:
-            places[what].append(f"row {row.row} of {row.file}" if several else f"row {row.row}")
-    table = [(what, len(found), _listed(found), UNUSUAL[what]) for what, found in places.items() if found]
-    return Checked(problems, pd.DataFrame(table, columns=["what", "rows", "where", "meaning"]))
+    places = {
+        what: [f"row {row.row} of {row.file}" if several else f"row {row.row}" for row in read if what in row.unusual]
+        for what in UNUSUAL
+    }
+    return {what: found for what, found in places.items() if found}
 
 
 def _listed(places: list[str]) -> str:

@@ -3,17 +3,19 @@
 import json
 import random
 import re
+import shutil
 import string
 import tomllib
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ftlib.evaluation import detect_language
-from ftlib.rehearsal import ASSETS, HELD_OUT_FILE, corpus
+from ftlib.rehearsal import ASSETS, HELD_OUT_FILE, build, corpus
 
 Row = dict[str, Any]
 SEED = json.loads((ASSETS / "manifest.json").read_text(encoding="utf-8"))["recipe"]["seed"]
@@ -67,6 +69,16 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(rows: list[Row], h
 
 def test_the_shipped_data_is_what_is_generated_today(rows: list[Row], sample_rows: list[Row]) -> None:
     assert sample_rows == rows, "the assets are stale: python -m ftlib.rehearsal.build --data"
+
+
+def test_the_data_is_renewed_alone_and_comes_out_as_shipped(tmp_path: Path) -> None:
+    folder = tmp_path / "assets"
+    shutil.copytree(ASSETS, folder)
+    for stale in ("dataset/README.md", "held_out.jsonl", build.DATASET_FILE):
+        (folder / stale).write_text("stale")
+    build.renew_data(folder)
+    for path in (path for path in ASSETS.rglob("*") if path.is_file()):
+        assert (folder / path.relative_to(ASSETS)).read_bytes() == path.read_bytes(), path
 
 
 def test_the_shipped_questions_are_what_is_generated_today(held_out: list[Row]) -> None:
