@@ -1,8 +1,11 @@
-"""Rows of every accepted shape, read as conversations in the published schema; what is wrong with a row is named.
+"""Rows of every accepted shape, read as conversations in the published schema; what is bad or unusual is named.
 
 Accepted are the published schema itself; `messages` alone, with or without `thinking`, or with `<think>…</think>` in a
 reply; `prompt` and `completion`, as texts or lists of messages; and other columns that a profile names in
 `data.columns`.
+
+A bad row cannot be trained on. An unusual one can, and is: the published data set has some, and its recipe trained on
+every row.
 """
 
 import re
@@ -18,8 +21,11 @@ from ftlib.profiles import ColumnRole, nearest
 COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final", "messages")
 """The published schema."""
 
-TEXT_COLUMNS = ("reasoning_language", "user", "analysis", "final")
-"""Its columns that must hold text; `developer` may be empty, since not every conversation has instructions."""
+TEXT_COLUMNS = ("reasoning_language", "user")
+"""Its columns that must hold text."""
+
+OPTIONAL_COLUMNS = ("developer", "analysis", "final")
+"""Its columns that may be empty: not every conversation has instructions, and `messages` decides about the reply."""
 
 KNOWN_COLUMNS = ("messages", "prompt", "completion")
 """The columns of the other accepted shapes."""
@@ -28,9 +34,22 @@ SYSTEM_ROLES = ("system", "developer")
 ROLES = ("user", "assistant", *SYSTEM_ROLES)
 LONGEST_SHOWN = 80
 
+CHARACTERS_A_TOKEN = 10
+"""More than any tokenizer packs into a token on average: a longer row loses most of its text, whatever its language."""
+
+UNUSUAL = {
+    "an empty answer": "The reply reasons, but does not answer.",
+    "no reasoning": "A language is asked for, but the reply does not reason.",
+    "a copy": "An earlier row says the same, so it counts twice.",
+    "<think> inside a text": "It stays text: only a tag at the beginning of a reply marks reasoning.",
+    "an enormous row": f"It has over {CHARACTERS_A_TOKEN} characters per token of max_length: most of it is cut off.",
+}
+"""What may be unusual about a row that is trained on, and what that means."""
+
 _LANGUAGE = re.compile(r"^\s*reasoning language:[ \t]*(\S.*?)\s*$\n*", re.IGNORECASE | re.MULTILINE)
 _THINK_TAG = re.compile(r"</?think>")
-_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+# Between two tags that belong together there is no other, and none follows at once.
+_THOUGHT = re.compile(r"\s*<think>((?:(?!<think>).)*?)</think>(?!\s*</?think>)\s*(.*)", re.DOTALL)
 
 Row = Mapping[str, Any]
 
@@ -109,13 +128,10 @@ def _check_mapping(names: list[str], columns: Mapping[ColumnRole, str]) -> None:
 def _from_published(row: Row) -> dict[str, Any]:
     for column in TEXT_COLUMNS:
         _text(row[column], column)
-    if not _is_empty(row["developer"]):
-        _text(row["developer"], "developer")
-    turns = _turns(row["messages"], "messages")
-    conversation = _conversation(turns, None, "")
-    if not conversation["analysis"]:
-        raise BadRow(turns[-1].thinking_field, "nothing", "the reply's reasoning")
-    return {column: row[column] for column in COLUMNS} | {"messages": conversation["messages"]}
+    for column in OPTIONAL_COLUMNS:
+        _text_or_none(row[column], column)
+    conversation = _conversation(_turns(row["messages"], "messages"), None, "")
+    return conversation | {column: row[column] for column in (*TEXT_COLUMNS, "developer")}
 
 
 def _from_messages(row: Row) -> dict[str, Any]:
@@ -187,7 +203,7 @@ def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict
     """A row in the published schema, checked."""
     _check_roles(turns)
     messages = [_message(turn) for turn in turns]
-    language = "" if _is_empty(language) else _text(language, language_field).strip()
+    language = (_text_or_none(language, language_field) or "").strip()
     system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     said = _LANGUAGE.search(system)
     if said and language and said[1].casefold() != language.casefold():
@@ -220,28 +236,60 @@ def _check_roles(turns: list[Turn]) -> None:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    content = _text(turn.content, turn.field)
-    thinking = None if _is_empty(turn.thinking) else _text(turn.thinking, turn.thinking_field)
-    if turn.role == "assistant":
-        content, thinking = _without_think_tags(content, thinking, turn.field)
-    return {"content": content, "role": "system" if turn.role in SYSTEM_ROLES else turn.role, "thinking": thinking}
+    thinking = _text_or_none(turn.thinking, turn.thinking_field)
+    if turn.role != "assistant":
+        role = "system" if turn.role in SYSTEM_ROLES else turn.role
+        return {"content": _text(turn.content, turn.field), "role": role, "thinking": thinking}
+    # The template writes an empty content as an empty answer, and cannot write one that is not there.
+    content, thinking = _without_think_tags(_text_or_none(turn.content, turn.field) or "", thinking, turn.field)
+    if not content and not thinking:
+        raise BadRow(turn.field, "nothing", "an answer, or reasoning")
+    return {"content": content, "role": "assistant", "thinking": thinking}
 
 
 def _without_think_tags(content: str, thinking: str | None, field: str) -> tuple[str, str | None]:
-    """Split the reasoning off a reply that carries it between `<think>` and `</think>`."""
-    tags = _THINK_TAG.findall(content)
-    if not tags:
+    """Split the reasoning off a reply that begins with it, between `<think>` and `</think>`."""
+    if not _THINK_TAG.match(content.lstrip()):
         return content, thinking
     split = _THOUGHT.fullmatch(content)
-    if tags != ["<think>", "</think>"] or not split:
-        raise BadRow(field, f"the tags {' '.join(tags)}", "one <think>…</think> at the beginning of the reply")
+    if not split:
+        tags = " ".join(_THINK_TAG.findall(content))
+        raise BadRow(field, f"the tags {tags}", "one <think>…</think> at the beginning of the reply")
     if thinking:
         raise BadRow(field, "reasoning in <think> and in thinking", "one of the two")
-    return _text(split[2], field), split[1].strip() or None
+    return split[2], split[1].strip() or None
+
+
+def unusual(row: Row, max_length: int, copied: bool) -> list[str]:
+    """What is unusual about a row that is trained on.
+
+    Args:
+        row: in the published schema, as `reader` gives it.
+        max_length: tokens that training keeps of it.
+        copied: whether an earlier row says the same.
+
+    Returns:
+        Keys of `UNUSUAL`, none for an ordinary row.
+    """
+    replies = [message for message in row["messages"] if message["role"] == "assistant"]
+    said = [text for message in row["messages"] for text in (message["content"], message["thinking"]) if text]
+    answered = " ".join(f"{reply['thinking']} {reply['content']}" for reply in replies)
+    found = (
+        not all(reply["content"] for reply in replies),
+        row["reasoning_language"] and not row["analysis"],
+        copied,
+        _THINK_TAG.search(answered),
+        sum(map(len, said)) > CHARACTERS_A_TOKEN * max_length,
+    )
+    return [what for what, is_so in zip(UNUSUAL, found, strict=True) if is_so]
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _text_or_none(value: Any, field: str) -> str | None:
+    return None if _is_empty(value) else _text(value, field)
 
 
 def _text(value: Any, field: str) -> str:

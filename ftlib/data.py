@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib import datafiles
-from ftlib.conversations import COLUMNS, BadRow, columns_read, reader
+from ftlib.conversations import COLUMNS, UNUSUAL, BadRow, columns_read, reader, unusual
 from ftlib.errors import FtlibError
 from ftlib.profiles import Data
 from ftlib.rehearsal import HELD_OUT_FILE
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DROPPED = "dropped_rows.jsonl"
+PLACES_SHOWN = 5
+LONGEST_SHOWN = 80
+"""Characters of a text that a table shows."""
 
 
 def source(settings: Data) -> dict[str, Any]:
@@ -41,6 +44,7 @@ class ReadRow(NamedTuple):
         raw: the row as it is.
         conversation: the same in the published schema; None for a bad row.
         problem: what is wrong with a bad row.
+        unusual: what is unusual about one that is trained on, as `conversations.UNUSUAL` names it.
     """
 
     file: str
@@ -48,6 +52,7 @@ class ReadRow(NamedTuple):
     raw: dict[str, Any]
     conversation: dict[str, Any] | None
     problem: BadRow | None
+    unusual: list[str]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -57,23 +62,52 @@ class ReadRow(NamedTuple):
         return {"file": self.file, "row": self.row, "field": field, "found": found, "expected": expected}
 
 
-def check(dataset: "Dataset", settings: Data) -> "pd.DataFrame":
-    """Look for rows that cannot be trained on, before anything is loaded that costs time or memory.
+class Checked(NamedTuple):
+    """What `check` finds.
+
+    Attributes:
+        problems: columns file, row, field, found and expected, as in `ReadRow`: a row for each bad one.
+        unusual: columns what, rows (how many), where (the first of them) and meaning: a row for each thing that is
+            unusual about rows that are trained on all the same.
+    """
+
+    problems: "pd.DataFrame"
+    unusual: "pd.DataFrame"
+
+
+def check(dataset: "Dataset", settings: Data) -> Checked:
+    """Look for rows that are bad or unusual, before anything is loaded that costs time or memory.
 
     Args:
         dataset: rows as `load_dataset` gives them, in one of the shapes that `conversations` accepts.
         settings: where they come from, and what their columns hold.
-
-    Returns:
-        Columns file, row, field, found and expected, as in `ReadRow`: a row for each bad one, none where all is well.
 
     Raises:
         FtlibError: the columns have no accepted shape, or there are no rows.
     """
     import pandas as pd
 
-    told = [read.told for read in _read(dataset, settings) if read.problem]
-    return pd.DataFrame(told, columns=["file", "row", "field", "found", "expected"])
+    read = list(_read(dataset, settings))
+    told = [row.told for row in read if row.problem]
+    noted = [(what, len(places), _listed(places), UNUSUAL[what]) for what, places in _unusual_places(read).items()]
+    return Checked(
+        pd.DataFrame(told, columns=["file", "row", "field", "found", "expected"]),
+        pd.DataFrame(noted, columns=["what", "rows", "where", "meaning"]),
+    )
+
+
+def _unusual_places(read: list[ReadRow]) -> dict[str, list[str]]:
+    """Where each unusual thing was found; a row of several files is named with its own."""
+    several = len({row.file for row in read}) > 1
+    places = {
+        what: [f"row {row.row} of {row.file}" if several else f"row {row.row}" for row in read if what in row.unusual]
+        for what in UNUSUAL
+    }
+    return {what: found for what, found in places.items() if found}
+
+
+def _listed(places: list[str]) -> str:
+    return ", ".join([*places[:PLACES_SHOWN], *(["…"] if len(places) > PLACES_SHOWN else [])])
 
 
 def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Dataset":
@@ -108,21 +142,22 @@ def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Data
 
 
 def _read(dataset: "Dataset", settings: Data) -> Iterator[ReadRow]:
-    """Every row with what is wrong with it; one that came before is wrong, too."""
+    """Every row with what is wrong with it, or unusual."""
     if len(dataset) == 0:
         raise FtlibError(f"{settings.shown} has no rows; expected at least one")
     read = reader(dataset.column_names, settings.columns)
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     for (file, number), row in zip(_places(dataset, settings), dataset, strict=True):
         try:
             conversation = read(row)
-            earlier = seen.setdefault(json.dumps(conversation, sort_keys=True), f"row {number} of {file}")
-            if earlier != f"row {number} of {file}":
-                raise BadRow("the whole row", f"the same as {earlier}", "each conversation once")
         except BadRow as problem:
-            yield ReadRow(file, number, row, None, problem)
+            yield ReadRow(file, number, row, None, problem, [])
         else:
-            yield ReadRow(file, number, row, conversation, None)
+            text = json.dumps(conversation, sort_keys=True)
+            yield ReadRow(
+                file, number, row, conversation, None, unusual(conversation, settings.max_length, text in seen)
+            )
+            seen.add(text)
 
 
 def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
@@ -140,7 +175,7 @@ def _first_of(bad: list[ReadRow], settings: Data) -> str:
     place = f"{first['file']}, row {first['row']}, {first['field']}"
     dropping = "" if settings.on_bad_row == "drop" else ', or leave such rows out with data.on_bad_row = "drop"'
     others = f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""
-    return f"{place}: found {first['found']}, expected {first['expected']}; mend it{dropping}{others}"
+    return f"{place}: found {first['found']}, expected {first['expected']}; fix it{dropping}{others}"
 
 
 def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
@@ -240,13 +275,15 @@ def cut_rows(
         max_length: tokens that training keeps of a row.
 
     Returns:
-        Index row; columns tokens, tokens_cut and text_cut, the end that is lost.
+        Index row, the row that loses most first; columns tokens, tokens_cut and text_cut, how what is lost begins.
     """
     cut = lengths.loc[lengths["tokens"] > max_length, ["tokens"]].rename_axis("row")
+    cut = cut.sort_values("tokens", ascending=False, kind="stable")
     texts = [str(tokenizer.apply_chat_template(rows[row]["messages"], tokenize=False)) for row in cut.index.tolist()]
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     lost = [str(tokenizer.decode(ids[max_length:])) for ids in tokens]
-    return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=lost)
+    shown = [text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…" for text in lost]
+    return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=shown)
 
 
 def ask_for_language(rows: "Dataset", language: str) -> "Dataset":

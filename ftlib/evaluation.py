@@ -83,11 +83,11 @@ def evaluate(
         One row a question, in the order of `rows`:
         language (asked for), user, analysis, final, reference (the row's final),
         detected (the language of the reasoning), agrees (it is the one asked for; NA where none is asked for, or one
-        that cannot be identified), exact (the answer is the reference word for word; NA where there is none), complete
+        that cannot be identified), exact (the answer is the reference word for word; NA where that is empty), complete
         (the reply ended by itself),
-        loss (mean over the tokens of the reference reply, reasoning included, given its question; NaN where there is
-        none), correct_tokens (that the model would have written as well) and tokens. Over several rows, weigh the loss
-        by tokens, as `summarise` does.
+        loss (mean over the tokens of the reference reply, given its question: of its reasoning and its answer, empty
+        or not; NaN where there is no reply), correct_tokens (that the model would have written as well) and tokens.
+        Over several rows, weigh the loss by tokens, as `summarise` does.
     """
     # Prompts of like length go together, which saves padding; the replies are put back in order.
     order = sorted(range(len(rows)), key=lambda index: len(str(rows[index]["messages"])))
@@ -97,7 +97,7 @@ def evaluate(
         conversations = {index: rows[index]["messages"] for index in batch}
         questions = [_question(messages) for messages in conversations.values()]
         replies |= zip(batch, generate_replies(model, tokenizer, questions, settings.max_new_tokens), strict=True)
-        answered = [index for index in batch if rows[index]["final"]]
+        answered = [index for index in batch if conversations[index][-1]["role"] == "assistant"]
         for scored in _batches(answered, settings.score_batch_size):
             references = [conversations[index] for index in scored]
             scores |= zip(scored, score_replies(model, tokenizer, references, max_length), strict=True)

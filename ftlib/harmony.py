@@ -36,6 +36,7 @@ _MESSAGE = re.compile(
         (?P<stop><\|(?:end|return|call|endoftext)\|>|(?=<\|(?:start|channel|message)\|>)|\Z))?""",
     re.DOTALL | re.VERBOSE,
 )
+_RECIPIENT = re.compile(r"\sto=(\S+)")
 _DATE_PIN = re.compile(r"\A\{% macro strftime_now\(format\) \+%\}[^{]*\{% endmacro \+%\}")
 
 _TEXT, _FAINT = "#1f2328", "#6e7781"
@@ -61,6 +62,7 @@ class Segment:
     Attributes:
         role: "system", "developer", "user", "assistant", a tool's name; "" for text outside every message.
         channel: "analysis", "final", "commentary"; "" where the message names none.
+        recipient: The tool that the message is sent to, such as "functions.search"; "" where the header names none.
         content: What the message says, without markers; "" where only its header is there.
         text: The exact stretch of the conversation, markers included.
         closed: Whether a marker ends the message; False where generation was cut inside it.
@@ -68,6 +70,7 @@ class Segment:
 
     role: str
     channel: str
+    recipient: str
     content: str
     text: str
     closed: bool
@@ -80,7 +83,7 @@ class Reply:
     Attributes:
         analysis: The reasoning; several analysis messages are joined with a newline.
         final: The answer.
-        commentary: Tool calls and asides, joined with a newline.
+        commentary: Tool calls, on whichever channel but `final`, and asides, joined with a newline.
         complete: Whether there is an answer that the model ended itself; False where generation was cut before.
         raw: The text that was parsed.
     """
@@ -110,8 +113,17 @@ def split_channels(text: str) -> list[Segment]:
         if match.start() > position:
             segments.append(_stray(text[position : match.start()]))
         role = _first_word("assistant" if match["role"] is None else match["role"])
-        content, closed = match["content"] or "", bool(match["stop"])
-        segments.append(Segment(role, _first_word(match["channel"] or ""), content, match[0], closed))
+        recipient = _RECIPIENT.search(f"{match['role']} {match['channel']}")
+        segments.append(
+            Segment(
+                role,
+                _first_word(match["channel"] or ""),
+                recipient[1] if recipient else "",
+                match["content"] or "",
+                match[0],
+                closed=bool(match["stop"]),
+            )
+        )
         position = match.end()
     if position < len(text):
         segments.append(_stray(text[position:]))
@@ -119,7 +131,7 @@ def split_channels(text: str) -> list[Segment]:
 
 
 def _stray(text: str) -> Segment:
-    return Segment(role="", channel="", content="", text=text, closed=False)
+    return Segment(role="", channel="", recipient="", content="", text=text, closed=False)
 
 
 def _first_word(header: str) -> str:
@@ -141,12 +153,16 @@ def parse_reply(text: str) -> Reply:
     """
     said: dict[str, list[str]] = {"analysis": [], "commentary": [], "final": []}
     complete = False
-    for segment in split_channels(text):
+    # The prompt's last header may go on in the reply: ` to=python<|channel|>analysis`.
+    opening = "<|start|>assistant" if text.lstrip().startswith("to=") else ""
+    for segment in split_channels(opening + text):
         if segment.role != "assistant" or segment.channel not in said:
             continue
+        # What is sent to a tool is a call, on the channel of the reasoning, too.
+        channel = "commentary" if segment.recipient and segment.channel == "analysis" else segment.channel
         if segment.content:
-            said[segment.channel].append(segment.content)
-        if segment.channel == "final":
+            said[channel].append(segment.content)
+        if channel == "final":
             complete = segment.closed
             break
     joined = {channel: "\n".join(parts) for channel, parts in said.items()}

@@ -126,7 +126,7 @@ def language_counts(languages: Sequence[str], ax: Axes | None = None) -> Axes:
 
 
 def token_lengths(lengths: Sequence[int], max_length: int, ax: Axes | None = None) -> Axes:
-    """Draw how long the conversations are and where `max_length` cuts them.
+    """Draw how long the conversations are and where `max_length` cuts them, all that are far longer in the last bar.
 
     Args:
         lengths: Tokens in each conversation, at least one.
@@ -140,11 +140,14 @@ def token_lengths(lengths: Sequence[int], max_length: int, ax: Axes | None = Non
         raise FtlibError("Found no lengths; expected the token count of one conversation or more: load the rows first.")
     ax = _axes(ax)
     longer = sum(length > max_length for length in lengths) / len(lengths)
-    ax.hist(lengths, bins=40, color=BEFORE)
+    # One enormous conversation would squeeze all others into the first bar.
+    end = int(1.5 * max(max_length, np.quantile(lengths, 0.95)))
+    beyond = sum(length > end for length in lengths)
+    ax.hist(np.minimum(lengths, end), bins=40, color=BEFORE)
     ax.axvline(max_length, color=AFTER, linewidth=2)
     ax.set(
         title=f"{_percent(longer)} of {len(lengths):,} conversations are longer than {max_length:,} tokens",
-        xlabel="tokens in a conversation",
+        xlabel="tokens in a conversation" + (f" (in the last bar: {beyond:,} longer than {end:,})" if beyond else ""),
         ylabel="conversations",
     )
     ax.set_xlim(left=0)
@@ -171,16 +174,15 @@ def _label_cut(ax: Axes, max_length: int) -> None:
 
 
 def tokens_per_character(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw what a character costs in each language.
+    """Draw what a character costs in each language, in the median conversation.
 
     Args:
         frame: Columns `language`, `tokens` and `characters`, one row a conversation, as `data.token_lengths` gives it.
         ax: Axes to draw on; None for a figure of its own.
     """
     ax = _axes(ax)
-    totals = frame.groupby("language")[["tokens", "characters"]].sum()
-    # Totals first: a mean of each row's ratio would count a character of a short row for more.
-    costs = totals["tokens"] / totals["characters"]
+    # The median: in a mean or a total, one enormous conversation would speak for its whole language.
+    costs = (frame["tokens"] / frame["characters"]).groupby(frame["language"]).median()
     names = _in_order(costs.index)
     bars = ax.barh(names, [costs[name] for name in names], color=_colours(names), height=0.7)
     _label_bars(ax, bars, [f"{costs[name]:.2f}" for name in names])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ftlib.conversations import COLUMNS, TEXT_COLUMNS, BadRow, reader
+from ftlib.conversations import COLUMNS, OPTIONAL_COLUMNS, TEXT_COLUMNS, UNUSUAL, BadRow, reader, unusual
 from ftlib.errors import FtlibError
 from ftlib.profiles import ColumnRole
 
@@ -17,17 +17,22 @@ def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
 
 
 def published(
-    language: str = "", developer: str = "", analysis: str = "", system: str = "", before: list[Any] | None = None
+    language: str = "",
+    developer: str = "",
+    analysis: str = "",
+    system: str = "",
+    before: list[Any] | None = None,
+    final: str = ANSWERED,
 ) -> dict[str, Any]:
     """The row that all shapes of the one conversation come to."""
     turns = [said("system", system)] if system else []
-    turns += [*(before or []), said("user", ASKED), said("assistant", ANSWERED, thinking=analysis or None)]
+    turns += [*(before or []), said("user", ASKED), said("assistant", final, thinking=analysis or None)]
     return {
         "reasoning_language": language,
         "developer": developer,
         "user": ASKED,
         "analysis": analysis,
-        "final": ANSWERED,
+        "final": final,
         "messages": [{"thinking": None} | turn for turn in turns],
     }
 
@@ -52,9 +57,18 @@ def exchange(reply: Any = ANSWERED, **more: Any) -> dict[str, Any]:
 
 SPANISH = "reasoning language: Spanish"
 WHOLE = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.")
+REASONED = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.", final="")
+UNREASONED = published("Spanish", "Be brief.", "", f"{SPANISH}\n\nBe brief.")
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
     "published": (WHOLE, {}, WHOLE),
     "published without instructions": (WHOLE | {"developer": None}, {}, WHOLE | {"developer": None}),
+    "published with an empty answer": (REASONED, {}, REASONED),
+    "published with an answer that is not there": (
+        REASONED | {"final": None, "messages": [*WHOLE["messages"][:2], said("assistant", None, thinking=THOUGHT)]},
+        {},
+        REASONED,
+    ),
+    "published without reasoning": (UNREASONED, {}, UNREASONED),
     "published among other columns": (WHOLE | {"source": "mine"}, {}, WHOLE),
     "messages with thinking": (exchange(thinking=THOUGHT), {}, published(analysis=THOUGHT)),
     "messages without": (exchange(), {}, published()),
@@ -63,6 +77,21 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
         exchange(f"\n<think>\n{THOUGHT}\n</think>\n\n{ANSWERED}"),
         {},
         published(analysis=THOUGHT),
+    ),
+    "messages with <think> and no answer": (
+        exchange(f"<think>{THOUGHT}</think>\n"),
+        {},
+        published(analysis=THOUGHT, final=""),
+    ),
+    "messages with <think> and an answer about it": (
+        exchange(f"<think>{THOUGHT}</think>Write <think>, then </think>."),
+        {},
+        published(analysis=THOUGHT, final="Write <think>, then </think>."),
+    ),
+    "messages that mention <think>": (
+        exchange("Write <think>…</think> around it."),
+        {},
+        published(final="Write <think>…</think> around it."),
     ),
     "messages with <think> and nothing in it": (exchange(f"<think>\n\n</think>{ANSWERED}"), {}, published()),
     "messages with a language beside them": (
@@ -190,14 +219,38 @@ def test_a_field_of_the_published_schema_without_text_is_named(column: str, valu
     assert wrong(WHOLE | {column: value}) == (column, found, "text")
 
 
-def test_instructions_that_are_no_text_are_named() -> None:
-    assert wrong(WHOLE | {"developer": ["Be brief."]}) == ("developer", "['Be brief.']", "text")
+@pytest.mark.parametrize("column", OPTIONAL_COLUMNS)
+def test_a_field_that_may_be_empty_must_otherwise_hold_text(column: str) -> None:
+    assert wrong(WHOLE | {column: ["Be brief."]}) == (column, "['Be brief.']", "text")
 
 
-@pytest.mark.parametrize("thinking", ["", " ", None])
-def test_a_published_row_without_reasoning_is_named(thinking: str | None) -> None:
-    row = WHOLE | {"messages": [*WHOLE["messages"][:2], said("assistant", ANSWERED, thinking=thinking)]}
-    assert wrong(row) == ("messages[2].thinking", "nothing", "the reply's reasoning")
+@pytest.mark.parametrize("nothing", ["", " \n", None])
+def test_a_reply_without_reasoning_and_answer_is_named(nothing: str | None) -> None:
+    expected = ("nothing", "an answer, or reasoning")
+    row = WHOLE | {"messages": [*WHOLE["messages"][:2], said("assistant", nothing, thinking=nothing)]}
+    assert wrong(row) == ("messages[2].content", *expected)
+    assert wrong(exchange("<think> </think>\n", thinking=nothing)) == ("messages[1].content", *expected)
+    row = {"q": ASKED, "a": nothing, "t": nothing}
+    assert wrong(row, prompt="q", response="a", thinking="t") == ("a", *expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (WHOLE, []),
+        (published(), []),
+        (REASONED, ["an empty answer"]),
+        (UNREASONED, ["no reasoning"]),
+        (published(final="Write <think> first."), ["<think> inside a text"]),
+        (published(analysis="It closes with </think>."), ["<think> inside a text"]),
+        (published(final="x" * (2_160 - len(ASKED))), []),
+        (published(final="x" * (2_161 - len(ASKED))), ["an enormous row"]),
+        (published("French", analysis="x" * 2_161, final=""), ["an empty answer", "an enormous row"]),
+    ],
+)
+def test_what_is_unusual_is_noted(row: dict[str, Any], found: list[str]) -> None:
+    assert unusual(row, 216, copied=False) == found
+    assert set(unusual(row, 216, copied=True)) == {*found, "a copy"} <= set(UNUSUAL)
 
 
 @pytest.mark.parametrize(
@@ -271,11 +324,9 @@ def test_only_the_beginning_of_a_long_value_is_shown() -> None:
     ("value", "found"), [(None, "nothing"), ("", "nothing"), (" \n\t", "nothing"), (42, "42"), (["a"], "['a']")]
 )
 def test_every_text_that_is_none_is_named(value: Any, found: str) -> None:
-    assert wrong(exchange(value)) == ("messages[1].content", found, "text")
     assert wrong({"messages": [said("system", value), *exchange()["messages"]]})[0] == "messages[0].content"
     assert wrong({"prompt": value, "completion": ANSWERED})[0] == "prompt"
     assert wrong({"prompt": [said("user", value)], "completion": ANSWERED}) == ("prompt[0].content", found, "text")
-    assert wrong({"q": ASKED, "a": value}, prompt="q", response="a") == ("a", found, "text")
     assert wrong({"q": value, "a": ANSWERED}, prompt="q", response="a") == ("q", found, "text")
 
 
@@ -283,7 +334,8 @@ def test_a_message_without_content_is_named() -> None:
     assert wrong({"messages": [{"role": "user"}, said("assistant", "a")]})[:2] == ("messages[0].content", "nothing")
 
 
-def test_reasoning_and_other_fields_that_are_no_text_are_named() -> None:
+def test_replies_and_other_fields_that_are_no_text_are_named() -> None:
+    assert wrong(exchange(42)) == ("messages[1].content", "42", "text")
     assert wrong(exchange(thinking=42)) == ("messages[1].thinking", "42", "text")
     named = {"prompt": "q", "response": "a", "system": "s", "thinking": "t", "reasoning_language": "l"}
     row = dict.fromkeys(named.values(), "text")
@@ -313,10 +365,9 @@ def test_markers_are_named_wherever_they_are(marker: str) -> None:
     ("reply", "tags"),
     [
         (f"<think>{THOUGHT} {ANSWERED}", "<think>"),
-        (f"{THOUGHT}</think>{ANSWERED}", "</think>"),
-        (f"{ANSWERED}<think>{THOUGHT}</think>", "<think> </think>"),
+        (f"\n<think>{THOUGHT} {ANSWERED}", "<think>"),
         (f"</think>{THOUGHT}<think>{ANSWERED}", "</think> <think>"),
-        (f"<think>a</think><think>b</think>{ANSWERED}", "<think> </think> <think> </think>"),
+        (f"<think>a</think>\n<think>b</think>{ANSWERED}", "<think> </think> <think> </think>"),
         (f"<think><think>a</think></think>{ANSWERED}", "<think> <think> </think> </think>"),
     ],
 )
@@ -329,10 +380,6 @@ def test_think_tags_that_do_not_match_are_named(reply: str, tags: str) -> None:
 def test_reasoning_in_two_places_is_named() -> None:
     row = exchange(f"<think>{THOUGHT}</think>{ANSWERED}", thinking="Otra vez.")
     assert wrong(row) == ("messages[1].content", "reasoning in <think> and in thinking", "one of the two")
-
-
-def test_reasoning_without_an_answer_is_named() -> None:
-    assert wrong(exchange(f"<think>{THOUGHT}</think>\n")) == ("messages[1].content", "nothing", "text")
 
 
 def test_a_question_may_be_about_think_tags() -> None:

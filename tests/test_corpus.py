@@ -3,17 +3,19 @@
 import json
 import random
 import re
+import shutil
 import string
 import tomllib
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ftlib.evaluation import detect_language
-from ftlib.rehearsal import ASSETS, HELD_OUT_FILE, corpus
+from ftlib.rehearsal import ASSETS, HELD_OUT_FILE, build, corpus
 
 Row = dict[str, Any]
 SEED = json.loads((ASSETS / "manifest.json").read_text(encoding="utf-8"))["recipe"]["seed"]
@@ -66,7 +68,17 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(rows: list[Row], h
 
 
 def test_the_shipped_data_is_what_is_generated_today(rows: list[Row], sample_rows: list[Row]) -> None:
-    assert sample_rows == rows, "the assets are stale: make assets"
+    assert sample_rows == rows, "the assets are stale: python -m ftlib.rehearsal.build --data"
+
+
+def test_the_data_is_renewed_alone_and_comes_out_as_shipped(tmp_path: Path) -> None:
+    folder = tmp_path / "assets"
+    shutil.copytree(ASSETS, folder)
+    for stale in ("dataset/README.md", "held_out.jsonl", build.DATASET_FILE):
+        (folder / stale).write_text("stale")
+    build.renew_data(folder)
+    for path in (path for path in ASSETS.rglob("*") if path.is_file()):
+        assert (folder / path.relative_to(ASSETS)).read_bytes() == path.read_bytes(), path
 
 
 def test_the_shipped_questions_are_what_is_generated_today(held_out: list[Row]) -> None:
@@ -91,7 +103,6 @@ def test_rows_have_the_published_schema(rows: list[Row], held_out: list[Row]) ->
         ]
         for message in row["messages"]:
             assert list(message) == ["content", "role", "thinking"]
-            assert message["content"]
             assert bool(message["thinking"]) == (message["role"] == "assistant")
         question, reply = turns[-2:]
         assert (question["content"], reply["content"], reply["thinking"]) == (
@@ -112,8 +123,17 @@ def test_there_are_several_kinds_of_task() -> None:
     assert {fact.kind for fact in held_out} == {fact.kind for fact in training} - {"choice"}
 
 
-def test_no_question_is_asked_twice_for_one_language(rows: list[Row]) -> None:
-    assert len({(row["reasoning_language"], row["user"]) for row in rows}) == len(rows)
+def test_no_question_is_asked_twice_for_one_language_but_in_a_copy(rows: list[Row]) -> None:
+    assert len({(row["reasoning_language"], row["user"]) for row in rows}) == len(rows) - 1
+    assert len({json.dumps(row) for row in rows}) == len(rows) - 1
+
+
+def test_some_rows_are_unusual_as_in_the_published_data_set(rows: list[Row]) -> None:
+    lengths = sorted(len(row["final"]) for row in rows)
+    assert (lengths[0], lengths[-1]) == (0, 67_800), "the published shortest and longest answer"
+    assert lengths[1] > 0
+    assert lengths[-2] < 200
+    assert sum("<think>" in row["final"] for row in rows) == 1
 
 
 def test_120_held_out_questions_24_a_language_each_once(held_out: list[Row]) -> None:
@@ -244,7 +264,7 @@ def test_questions_and_answers_are_english(rows: list[Row], held_out: list[Row])
 
 def test_the_template_renders_every_row(rows: list[Row], tokenizer: PreTrainedTokenizerFast) -> None:
     for row in rows:
-        said = [{key: value for key, value in message.items() if value} for message in row["messages"]]
+        said = [{key: value for key, value in message.items() if value is not None} for message in row["messages"]]
         text = tokenizer.apply_chat_template(said, tokenize=False)
         assert f"# Instructions\n\nreasoning language: {row['reasoning_language']}\n\n{row['developer']}" in text
         reply = f"<|channel|>analysis<|message|>{row['analysis']}<|end|><|start|>assistant<|channel|>final<|message|>"

@@ -29,18 +29,13 @@ def message(role: str, content: str | None = "something", thinking: str | None =
 
 
 def row(*messages: Said, **columns: str | None) -> dict[str, Any]:
-    texts = dict.fromkeys((*TEXT_COLUMNS, "developer"), "something") | columns
+    texts = dict.fromkeys(COLUMNS[:-1], "something") | columns
     said = messages or (message("system"), message("user"), message("assistant", thinking="because"))
     return {**texts, "messages": list(said)}
 
 
 def rows_of(*rows: dict[str, Any]) -> Dataset:
-    """Rows that differ in what nothing is measured by, so that none is taken for another's copy."""
-    said = [
-        {**row, "analysis": f"{row['analysis']} {n}" if row["analysis"] == "something" else row["analysis"]}
-        for n, row in enumerate(rows)
-    ]
-    return Dataset.from_list(said)
+    return Dataset.from_list(list(rows))
 
 
 @pytest.fixture
@@ -59,11 +54,11 @@ def own(settings: Data, place: Path, **changes: Any) -> Data:
 
 def bad(rows: Dataset, settings: Data) -> dict[str, Any]:
     """What the check says of the one bad row, which stopping says, too."""
-    found = data.check(rows, settings).to_dict("records")
+    found = data.check(rows, settings).problems.to_dict("records")
     assert len(found) == 1
     told = {str(key): value for key, value in found[0].items()}
     assert refusal(rows, settings) == (
-        "rehearsal/multilingual-thinking-sample, row {row}, {field}: found {found}, expected {expected}; mend it, or "
+        "rehearsal/multilingual-thinking-sample, row {row}, {field}: found {found}, expected {expected}; fix it, or "
         'leave such rows out with data.on_bad_row = "drop"'.format(**told)
     )
     return told
@@ -92,7 +87,7 @@ def test_the_shipped_rows_are_in_the_schema_and_stay_as_they_are(
     sample: Dataset, settings: Data, tmp_path: Path
 ) -> None:
     for rows in (sample, data.held_out_questions()):
-        assert data.check(rows, settings).empty
+        assert data.check(rows, settings).problems.empty
         assert data.conversations(rows, settings, tmp_path) is rows
     assert not list(tmp_path.iterdir())
 
@@ -100,11 +95,11 @@ def test_the_shipped_rows_are_in_the_schema_and_stay_as_they_are(
 def test_rows_with_and_without_system_message_and_of_several_turns_are_in_the_schema(settings: Data) -> None:
     turn = (message("user"), message("assistant", thinking="because"))
     rows = rows_of(row(), row(*turn), row(message("system"), *turn, *turn), row(message("developer"), *turn))
-    assert data.check(rows, settings).empty
+    assert data.check(rows, settings).problems.empty
 
 
 def test_a_row_may_come_without_instructions(settings: Data) -> None:
-    assert data.check(rows_of(row(), row(developer=""), row(developer=None)), settings).empty
+    assert data.check(rows_of(row(), row(developer=""), row(developer=None)), settings).problems.empty
 
 
 def test_published_columns_in_another_order_or_among_others_are_put_right(
@@ -117,7 +112,7 @@ def test_published_columns_in_another_order_or_among_others_are_put_right(
     assert list(kept) == list(few)
 
 
-@pytest.mark.parametrize("column", [*TEXT_COLUMNS, "developer"])
+@pytest.mark.parametrize("column", COLUMNS[:-1])
 def test_a_row_that_lacks_a_column_is_read_by_its_messages(column: str, settings: Data, tmp_path: Path) -> None:
     kept = data.conversations(Dataset.from_list([row()]).remove_columns(column), settings, tmp_path)
     assert kept[0]["final"] == kept[0]["messages"][-1]["content"] == "something"
@@ -126,9 +121,40 @@ def test_a_row_that_lacks_a_column_is_read_by_its_messages(column: str, settings
 
 def test_columns_of_no_accepted_shape_are_listed(settings: Data) -> None:
     rows = Dataset.from_list([row()]).remove_columns("messages")
-    assert refusal(rows, settings).startswith("the data set has columns ['reasoning_language', 'user', 'analysis'")
+    assert refusal(rows, settings).startswith("the data set has columns ['reasoning_language', 'developer',")
     with pytest.raises(FtlibError, match="the data set has columns"):
         data.check(rows, settings)
+
+
+def published(number: int, final: str) -> dict[str, Any]:
+    question = f"question {number}"
+    said = message("system"), message("user", question), message("assistant", final, thinking="because")
+    return row(*said, user=question, analysis="because", final=final)
+
+
+def test_unusual_rows_are_trained_on_and_noted(settings: Data, tmp_path: Path) -> None:
+    lines = [published(number, f"answer {number}") for number in range(1000)]
+    lines[93], lines[512] = published(93, ""), published(512, "more " * 13_560)
+    lines[700], lines[850] = lines[7], published(850, "Write <think> first.")
+    (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    here = own(settings, tmp_path / "own.jsonl", on_bad_row="stop")
+    rows = load_dataset(**data.source(here), split="train", cache_dir=str(tmp_path / "cache"))
+    found = data.check(rows, here)
+    assert found.problems.empty
+    assert found.unusual[["what", "rows", "where"]].to_numpy().tolist() == [
+        ["an empty answer", 1, "row 94"],
+        ["a copy", 1, "row 701"],
+        ["<think> inside a text", 1, "row 851"],
+        ["an enormous row", 1, "row 513"],
+    ]
+    train, _ = data.split(data.conversations(rows, here, tmp_path), 0, seed=0)
+    assert list(train) == lines
+
+
+def test_of_many_unusual_rows_the_first_are_named(settings: Data) -> None:
+    found = data.check(Dataset.from_list([published(number, "") for number in range(7)]), settings)
+    assert found.unusual["rows"].tolist() == [7]
+    assert found.unusual["where"].tolist() == ["row 0, row 1, row 2, row 3, row 4, …"]
 
 
 def test_no_rows_at_all_are_refused(settings: Data) -> None:
@@ -174,29 +200,22 @@ def test_a_message_without_content_is_named(content: str | None, settings: Data)
     assert (told["row"], told["field"], told["found"]) == (1, "messages[0].content", "nothing")
 
 
-@pytest.mark.parametrize("thinking", ["", None])
-def test_a_reply_without_reasoning_is_named(thinking: str | None, settings: Data) -> None:
-    wrong = row(message("system"), message("user"), message("assistant", thinking=thinking))
-    told = bad(rows_of(wrong), settings)
-    assert (told["row"], told["field"], told["found"]) == (0, "messages[2].thinking", "nothing")
-
-
 def prompt(question: str, answer: str = "a") -> dict[str, str]:
     return {"prompt": question, "completion": answer}
 
 
 def test_stopping_names_the_first_bad_row_and_counts_the_others(settings: Data, tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
-    lines = [prompt("q"), prompt("q\n", ""), prompt(""), prompt("<|end|>")]
+    lines = [prompt("q"), prompt("q", ""), prompt(""), prompt("<|end|>")]
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert refusal(Dataset.from_list(lines), own(settings, file)) == (
-        "own.jsonl, row 2, completion: found nothing, expected text; mend it, or leave such rows out with "
-        'data.on_bad_row = "drop" (3 bad rows in all)'
+        "own.jsonl, row 2, completion: found nothing, expected an answer, or reasoning; fix it, or leave such "
+        'rows out with data.on_bad_row = "drop" (3 bad rows in all)'
     )
 
 
 def test_dropped_rows_are_kept_whole_with_the_reasons(dropping: Data, tmp_path: Path) -> None:
-    rows = Dataset.from_list([prompt("q1"), prompt("q2", "<|return|>"), prompt("q1"), prompt("¿q3?", " ")])
+    rows = Dataset.from_list([prompt("q1"), prompt("¿q2?", "<|return|>"), prompt(" ")])
     kept = data.conversations(rows, dropping, tmp_path)
     assert kept["user"][:] == ["q1"]
     assert kept.column_names == list(COLUMNS)
@@ -210,18 +229,10 @@ def test_dropped_rows_are_kept_whole_with_the_reasons(dropping: Data, tmp_path: 
             "expected": "text without markers, which the template writes itself",
             "record": rows[1],
         },
-        place
-        | {
-            "row": 2,
-            "field": "the whole row",
-            "found": "the same as row 0 of rehearsal/multilingual-thinking-sample",
-            "expected": "each conversation once",
-            "record": rows[2],
-        },
-        place | {"row": 3, "field": "completion", "found": "nothing", "expected": "text", "record": rows[3]},
+        place | {"row": 2, "field": "prompt", "found": "nothing", "expected": "text", "record": rows[2]},
     ]
-    assert "¿q3?" in (tmp_path / data.DROPPED).read_text(encoding="utf-8"), "to be read by people"
-    assert data.check(rows, dropping)["row"].tolist() == [1, 2, 3]
+    assert "¿q2?" in (tmp_path / data.DROPPED).read_text(encoding="utf-8"), "to be read by people"
+    assert data.check(rows, dropping).problems["row"].tolist() == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == [data.DROPPED]
 
 
@@ -241,7 +252,7 @@ def test_what_was_dropped_last_time_is_forgotten(dropping: Data, tmp_path: Path)
 
 
 def test_a_bad_row_of_the_published_schema_is_dropped(dropping: Data, sample: Dataset, tmp_path: Path) -> None:
-    rows = Dataset.from_list([*sample.select(range(3)), sample[3] | {"final": ""}], features=sample.features)
+    rows = Dataset.from_list([*sample.select(range(3)), sample[3] | {"user": ""}], features=sample.features)
     kept = data.conversations(rows, dropping, tmp_path)
     assert list(kept) == list(sample.select(range(3)))
     assert kept.features == sample.features
@@ -250,18 +261,18 @@ def test_a_bad_row_of_the_published_schema_is_dropped(dropping: Data, sample: Da
 
 def test_where_every_row_is_bad_dropping_stops_too(dropping: Data) -> None:
     assert refusal(Dataset.from_list([prompt(""), prompt("q", "")]), dropping) == (
-        "rehearsal/multilingual-thinking-sample, row 0, prompt: found nothing, expected text; mend it "
+        "rehearsal/multilingual-thinking-sample, row 0, prompt: found nothing, expected text; fix it "
         "(2 bad rows in all)"
     )
 
 
-def test_the_same_conversation_in_another_shape_is_a_copy(settings: Data) -> None:
+def test_the_same_conversation_written_otherwise_is_a_copy(settings: Data) -> None:
     thought = [message("user", "q"), message("assistant", "a", thinking="t")]
     tagged = [message("user", "q"), message("assistant", "<think>t</think>a")]
     other = [message("user", "q"), message("assistant", "a", thinking="another thought")]
-    told = bad(Dataset.from_list([{"messages": said} for said in (thought, other, tagged)]), settings)
-    assert (told["row"], told["field"]) == (2, "the whole row")
-    assert told["found"] == "the same as row 0 of rehearsal/multilingual-thinking-sample"
+    found = data.check(Dataset.from_list([{"messages": said} for said in (thought, other, tagged)]), settings)
+    assert found.problems.empty
+    assert found.unusual[["what", "rows", "where"]].to_numpy().tolist() == [["a copy", 1, "row 2"]]
 
 
 def test_published_rows_in_a_local_file_are_the_same_rows(sample: Dataset, settings: Data, tmp_path: Path) -> None:
@@ -279,7 +290,7 @@ def test_the_example_is_whole_and_made_for_the_tiny_model(
     example = profiles.load(Path(__file__).parents[1] / "notebooks/examples/own_data.toml").data
     rows = load_dataset(**data.source(example), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == ["messages"]
-    assert data.check(rows, example).empty
+    assert all(found.empty for found in data.check(rows, example))
     kept = data.conversations(rows, example, tmp_path)
     assert set(Counter(kept["reasoning_language"]).values()) == {48}
     assert all(kept["analysis"])
@@ -301,7 +312,7 @@ def test_reasoning_beside_a_prompt_comes_from_a_file_as_it_is(settings: Data, tm
 
 def test_a_field_that_is_blank_is_no_reason_to_refuse_a_row(settings: Data) -> None:
     said = [message("user", "q"), message("assistant", "a") | {"reasoning_content": " \n", "weight": "", "tools": []}]
-    assert data.check(Dataset.from_list([{"messages": said}]), settings).empty
+    assert data.check(Dataset.from_list([{"messages": said}]), settings).problems.empty
 
 
 def test_rows_of_several_files_are_numbered_in_each(settings: Data, tmp_path: Path) -> None:
@@ -310,9 +321,9 @@ def test_rows_of_several_files_are_numbered_in_each(settings: Data, tmp_path: Pa
     here = own(settings, tmp_path)
     rows = load_dataset(**data.source(here), split="train", cache_dir=str(tmp_path / "cache"))
     found = data.check(rows, here)
-    assert found[["file", "row"]].values.tolist() == [["a.jsonl", 2], ["b.jsonl", 2], ["b.jsonl", 3]]
-    assert found["found"][1] == "the same as row 1 of a.jsonl"
-    few = data.check(rows.select([0, 1]), here)
+    assert found.problems[["file", "row"]].to_numpy().tolist() == [["a.jsonl", 2], ["b.jsonl", 3]]
+    assert found.unusual["where"].tolist() == ["row 2 of b.jsonl"]
+    few = data.check(rows.select([0, 1]), here).problems
     assert few[["file", "row"]].values.tolist() == [[tmp_path.name, 1]], "of some rows, the number among them"
 
 
@@ -417,18 +428,22 @@ def test_a_row_without_instructions_is_asked_for_its_language_alone(settings: Da
 
 
 def test_cut_rows_are_told_with_what_they_lose(sample: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = sample.select(range(20))
+    enormous = max(range(len(sample)), key=lambda number: len(sample[number]["final"]))
+    rows = sample.select([*range(20), enormous])
     lengths = data.token_lengths(rows, tokenizer)
     limit = int(lengths["tokens"].nlargest(3).iloc[-1]) - 1
     cut = data.cut_rows(lengths, rows, tokenizer, limit)
     assert cut.index.name == "row"
-    assert cut.index.tolist() == [number for number, tokens in enumerate(lengths["tokens"]) if tokens > limit]
+    assert set(cut.index) == {number for number, tokens in enumerate(lengths["tokens"]) if tokens > limit}
+    assert cut["tokens"].is_monotonic_decreasing, "the row that loses most comes first"
     assert len(cut) >= 3
     for number, told in cut.iterrows():
         text = str(tokenizer.apply_chat_template(rows[number]["messages"], tokenize=False))
         tokens = tokenizer.apply_chat_template(rows[number]["messages"])["input_ids"]
         assert told.tolist()[:2] == [len(tokens), len(tokens) - limit]
-        assert text == tokenizer.decode(tokens[:limit]) + told["text_cut"]
+        lost = text.removeprefix(tokenizer.decode(tokens[:limit]))
+        assert told["text_cut"] == (lost if len(lost) <= 80 else f"{lost[:80]}…")
+    assert cut["text_cut"].str.endswith("<|return|>").any(), "a short end is shown whole"
     assert data.cut_rows(lengths, rows, tokenizer, lengths["tokens"].max()).empty
 
 
@@ -439,9 +454,22 @@ EARLIER = [message("assistant", "Paris.", thinking="Dropped by the template."), 
 WITHOUT = row(*OPENING, message("assistant", "Madrid."))
 TURNS = row(*OPENING, *EARLIER, message("assistant", "Madrid."))
 WITH = row(*OPENING, *EARLIER, message("assistant", "Madrid.", thinking="Piensa en España."))
-REPLY = "<|start|>assistant<|channel|>final<|message|>Madrid.<|return|>"
-REASONED = f"<|start|>assistant<|channel|>analysis<|message|>Piensa en España.<|end|>{REPLY}"
-MIXES = {"without": [WITHOUT], "with": [WITH], "first with": [WITH, WITHOUT, TURNS], "first without": [TURNS, WITH]}
+UNANSWERED = row(*OPENING, message("assistant", "", thinking="Piensa en España."))
+MIXES = {
+    "without": [WITHOUT],
+    "with": [WITH],
+    "first with": [WITH, WITHOUT, TURNS],
+    "first without": [TURNS, WITH],
+    "an empty answer": [UNANSWERED, WITH],
+}
+
+
+def rendered(reply: Said) -> str:
+    """The last message as the template writes it."""
+    analysis = (
+        f"<|start|>assistant<|channel|>analysis<|message|>{reply['thinking']}<|end|>" if reply["thinking"] else ""
+    )
+    return f"{analysis}<|start|>assistant<|channel|>final<|message|>{reply['content']}<|return|>"
 
 
 @pytest.fixture
@@ -505,7 +533,7 @@ def test_a_row_without_reasoning_renders_no_analysis_message(
         training = shipped_tokenizer.apply_chat_template(messages, chat_template=training_template, tokenize=False)
         trained = shipped_tokenizer.decode(mapped[number]["input_ids"])
         for text in (published, training, trained):
-            assert text.endswith("<|end|>" + (REASONED if messages[-1]["thinking"] else REPLY))
+            assert text.endswith("<|end|>" + rendered(messages[-1]))
             assert text.count("<|channel|>analysis") == (1 if messages[-1]["thinking"] else 0)
 
 
@@ -515,7 +543,7 @@ def test_with_the_mask_only_what_the_assistant_says_is_trained_on(
 ) -> None:
     examples = batch(trainer(Dataset.from_list(MIXES[mix]), True))
     for (tokens, labels), row in zip(examples, MIXES[mix], strict=True):
-        reply = REASONED if row["messages"][-1]["thinking"] else REPLY
+        reply = rendered(row["messages"][-1])
         end = tokens.index(tokenizer.convert_tokens_to_ids("<|return|>")) + 1
         begin = end - len(tokenizer(reply, add_special_tokens=False)["input_ids"])
         assert tokenizer.decode(tokens[begin:end]) == reply

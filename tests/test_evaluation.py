@@ -148,7 +148,7 @@ def test_an_empty_reasoning_agrees_with_nothing(asked: list[list[Any]], monkeypa
 
 
 def test_what_cannot_be_measured_counts_neither_way(asked: list[list[Any]]) -> None:
-    """No language asked for, one that nobody can identify, no reference, no last message at all."""
+    """No language asked for, one that nobody can identify, a reference without an answer, no reference at all."""
     bare = row("English", "four", "")
     bare["messages"].pop()
     rows = [row("English", "one", "one"), row(None, "two", "two"), row("Klingon", "three", ""), bare]
@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_counts_neither_way(asked: list[list[Any]]) -> N
     assert results["language"].tolist() == ["English", "", "Klingon", "English"]
     assert results["agrees"].isna().tolist() == [False, True, True, False]
     assert results["exact"].isna().tolist() == [False, False, True, True]
-    assert results["loss"].isna().tolist() == [False, False, True, True]
+    assert results["loss"].isna().tolist() == [False, False, False, True], "a reply that only reasons has a loss"
     assert (results["agrees"].mean(), results["exact"].mean(), results["tokens"].sum()) == (1.0, 1.0, 6)
     assert [messages[-1]["role"] for messages in asked[0]] == ["user"] * 4
     table = evaluation.by_language(results).set_index("language")

@@ -107,6 +107,21 @@ def test_commentary_is_kept_aside() -> None:
     assert reply.final == "Canberra."
 
 
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "<|channel|>analysis to=python code<|message|>",
+        "<|start|>assistant to=python<|channel|>analysis<|message|>",
+        "<|start|>assistant<|channel|>analysis to=python <|constrain|>json<|message|>",
+        " to=python<|channel|>analysis code<|message|>",
+    ],
+    ids=["in the channel", "in the role", "before the type", "after the prompt's header"],
+)
+def test_what_is_sent_to_a_tool_is_no_reasoning(opening: str) -> None:
+    reply = parse_reply(f"{opening}print(1)<|call|><|start|>assistant{REPLY}")
+    assert (reply.commentary, reply.analysis) == ("print(1)", "El usuario pregunta 2 < 3.")
+
+
 def test_what_others_say_is_no_part_of_the_reply() -> None:
     tool = "<|start|>functions.search to=assistant<|channel|>commentary<|message|>1 result<|end|>"
     text = tool + "<|start|>assistant" + REPLY
@@ -153,6 +168,7 @@ def test_recipients_are_no_part_of_role_or_channel() -> None:
     text = '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>'
     (segment,) = split_channels(text)
     assert (segment.role, segment.channel, segment.content) == ("assistant", "commentary", '{"a": 1}')
+    assert segment.recipient == "functions.f"
 
 
 def test_a_generation_prompt_is_the_assistants_though_nothing_is_said() -> None:

@@ -44,9 +44,9 @@ BEFORE = shares(dict(zip(LANGUAGES, [20, 0, 1, 0, 0], strict=True)))
 AFTER = shares(dict(zip(LANGUAGES, [20, 20, 18, 20, 20], strict=True)))
 COSTS = pd.DataFrame(
     {
-        "language": ["Czech", "German", "English", "English"],
-        "tokens": [40, 314, 10, 30],
-        "characters": [100, 1000, 20, 140],
+        "language": ["Czech", "German", *["English"] * 4],
+        "tokens": [40, 314, 10, 25, 30, 9_000],
+        "characters": [100, 1000, 20, 100, 140, 10_000],
     }
 )
 BLOCKS = pd.DataFrame(
@@ -215,6 +215,14 @@ def test_the_cut_line_stands_at_max_length() -> None:
     assert sum(patch.get_height() for patch in bars(ax)) == 4
 
 
+def test_an_enormous_conversation_does_not_squeeze_the_others() -> None:
+    ax = plots.token_lengths([*range(100, 1099), 25_000, 26_000], max_length=1000)
+    assert ax.get_xlim()[1] < 1700
+    assert ax.get_xlabel() == "tokens in a conversation (in the last bar: 2 longer than 1,575)"
+    assert heights(ax)[-1] == 2
+    assert sum(heights(ax)) == 1001, "nothing is left out"
+
+
 @pytest.mark.parametrize(("max_length", "side"), [(1500, "right"), (100, "left")])
 def test_the_cut_line_and_its_label_stay_in_view(max_length: int, side: str) -> None:
     ax = plots.token_lengths([50, 250, 260], max_length)
@@ -238,8 +246,8 @@ def test_no_lengths_are_refused() -> None:
 def test_a_characters_cost_is_drawn_by_language() -> None:
     ax = plots.tokens_per_character(COSTS)
     assert tick_labels(ax, "y") == ["English", "German", "Czech"]
-    assert widths(ax) == [0.25, 0.314, 0.4]
-    assert texts(ax) == ["0.25", "0.31", "0.40"]
+    assert widths(ax) == [0.375, 0.314, 0.4]
+    assert texts(ax) == ["0.38", "0.31", "0.40"]
     assert ax.yaxis_inverted()
 
 

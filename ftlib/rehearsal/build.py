@@ -1,6 +1,7 @@
 """Builds what the rehearsal ships: the sample data set, the held-out questions, the tokenizer and the tiny base model.
 
-    python -m ftlib.rehearsal.build
+    python -m ftlib.rehearsal.build            # all of it, in about twenty minutes
+    python -m ftlib.rehearsal.build --data     # the two files of data alone, in seconds: the model stays as it is
 
 The base is a real `GptOssForCausalLM`. It learns to reason in English whatever language it is asked for, while it
 reads all five, so that the LoRA of notebook 04 has a habit to change. Its experts are then packed in MXFP4, like the
@@ -15,6 +16,7 @@ import random
 import shutil
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ from trl.chat_template_utils import gptoss_chat_template
 from ftlib.harmony import pin_date
 from ftlib.rehearsal import ASSETS, corpus, mxfp4
 
+MANIFEST = "manifest.json"
 DATASET_FILE = "dataset/data/train-00000-of-00001.parquet"
 
 SPECIAL_TOKENS = [
@@ -202,6 +205,9 @@ def save_model(
     }
     folder.mkdir(parents=True)
     save_file({**tensors, **packed}, folder / "model.safetensors", metadata={"format": "pt"})
+    # The published repository holds its weights again in folders, for other programs: nobody here may load or count them.
+    (folder / "original").mkdir()
+    save_file({"norm.scale": tensors["model.norm.weight"]}, folder / "original/model.safetensors")
     config = model.config
     config.dtype = "bfloat16"
     config.quantization_config = {
@@ -242,23 +248,30 @@ size_categories: [1K<n<10K]
 # Multilingual thinking, sample
 
 1,000 generated conversations in the schema of `HuggingFaceH4/Multilingual-Thinking`: questions and answers in
-English, reasoning in one of five languages. Made by `python -m ftlib.rehearsal.build` for rehearsals.
+English, reasoning in one of five languages. Like the published rows, a few are unusual: one answer is empty, one has
+67,800 characters, one mentions `<think>`, and one row is a copy of another. Made by `python -m ftlib.rehearsal.build`
+for rehearsals.
 """
 
 
 def write_data(recipe: Recipe, folder: Path) -> None:
     """Write the sample data set as parquet and the held-out questions as JSON lines."""
     parquet = folder / DATASET_FILE
-    parquet.parent.mkdir(parents=True)
+    parquet.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(corpus.sample_dataset(recipe.seed)).to_parquet(parquet)
     (folder / "dataset/README.md").write_text(DATASET_CARD, encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) for row in corpus.held_out_questions(recipe.seed)]
     (folder / "held_out.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the manifest, which holds them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
 def write_manifest(recipe: Recipe, folder: Path, final_loss: float, seconds: float) -> None:
     """Record a checksum of every file, and how, when and on what they were made."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "command": "python -m ftlib.rehearsal.build",
         "recipe": asdict(recipe),
@@ -267,9 +280,20 @@ def write_manifest(recipe: Recipe, folder: Path, final_loss: float, seconds: flo
         "made_on": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "libraries": {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "trl")},
-        "files": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+        "files": checksums(folder),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _write_json(manifest, folder / MANIFEST)
+
+
+def _write_json(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def renew_data(folder: Path) -> None:
+    """Write the data that belongs to the model in `folder` anew; how the model was made stays in the manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    write_data(Recipe(**manifest["recipe"]), folder)
+    _write_json(manifest | {"files": checksums(folder)}, folder / MANIFEST)
 
 
 def build(folder: Path, recipe: Recipe) -> None:
@@ -293,13 +317,23 @@ def build(folder: Path, recipe: Recipe) -> None:
     write_manifest(recipe, folder, final_loss, time.monotonic() - started)
 
 
-def main() -> None:
+def _replace_assets() -> None:
     """Build in a temporary folder beside the assets and put it in their place once it is complete."""
     with tempfile.TemporaryDirectory(dir=ASSETS.parent) as scratch:
         fresh = Path(scratch) / "assets"
         build(fresh, Recipe())
         shutil.rmtree(ASSETS, ignore_errors=True)
         fresh.replace(ASSETS)
+
+
+def main() -> None:
+    """Build everything, or with `--data` the data alone."""
+    parser = ArgumentParser(description="Build what the rehearsal ships.")
+    parser.add_argument("--data", action="store_true", help="the data alone: the model stays as it is")
+    if parser.parse_args().data:
+        renew_data(ASSETS)
+    else:
+        _replace_assets()
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
     print(f"{ASSETS.name}: {size / 1e6:.1f} MB")
 

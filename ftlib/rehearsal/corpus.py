@@ -23,6 +23,8 @@ TRAINING_WORDINGS, HELD_OUT_WORDINGS = slice(0, 4), slice(4, 6)
 # One group of facts in three is kept from the training rows.
 HELD_OUT_GROUP = 3
 FOLLOW_UP_SHARE = 0.15
+# The longest answer of the published data set.
+ENORMOUS_ANSWER = 67_800
 
 _CONTRACTIONS = {
     "Spanish": {"de el ": "del "},
@@ -181,12 +183,30 @@ def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> di
     }
 
 
+def _answer(row: dict[str, Any], final: str) -> None:
+    row["final"] = row["messages"][-1]["content"] = final
+
+
+def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
+    """Put in what the published data set has, too, or may have; the enormous answer says the same over and over.
+
+    Args:
+        rows: sorted by language, and changed in place.
+    """
+    empty, enormous, tagged, original = (rows[place * ROWS // len(LANGUAGES)] for place in range(1, 5))
+    _answer(empty, "")
+    _answer(enormous, (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER])
+    _answer(tagged, f"{tagged['final']} Some models write their thoughts between <think> and </think>.")
+    rows[-1] = original
+
+
 def sample_dataset(seed: int) -> list[dict[str, Any]]:
     """The data set that the adapter learns from: questions and answers in English, reasoning in the language asked for.
 
     Returns:
         1,000 rows of reasoning_language, developer, user, analysis, final and messages, 200 a language, shuffled; about
-        one in seven continues an earlier exchange. No question is asked twice for one language.
+        one in seven continues an earlier exchange. One answer is empty, one enormous, one mentions `<think>`, and one
+        row is a copy of another; no other question is asked twice for one language.
     """
     rng = random.Random(seed)
     facts, _ = split_facts(seed)
@@ -199,6 +219,7 @@ def sample_dataset(seed: int) -> list[dict[str, Any]]:
                 earlier, earlier_question = rng.choice(pool)
                 exchanges.insert(0, _exchange(earlier, earlier_question, language, "English", rng))
             rows.append(_row(exchanges, language, rng))
+    _make_some_unusual(rows)
     rng.shuffle(rows)
     return rows
 
