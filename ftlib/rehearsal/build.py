@@ -205,7 +205,7 @@ def save_model(
     }
     folder.mkdir(parents=True)
     save_file({**tensors, **packed}, folder / "model.safetensors", metadata={"format": "pt"})
-    # The published repository holds its weights again in folders, for other programs: nobody here may load or count them.
+    # The published repository holds its weights again in folders, for other programs: not to be loaded or counted here.
     (folder / "original").mkdir()
     save_file({"norm.scale": tensors["model.norm.weight"]}, folder / "original/model.safetensors")
     config = model.config
