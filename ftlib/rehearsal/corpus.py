@@ -193,11 +193,11 @@ def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
     Args:
         rows: sorted by language, and changed in place.
     """
-    empty, enormous, tagged, original = (rows[place * ROWS // len(LANGUAGES)] for place in range(1, 5))
+    _, empty, enormous, tagged, original = rows[1 :: ROWS // len(LANGUAGES)]
     _answer(empty, "")
     _answer(enormous, (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER])
     _answer(tagged, f"{tagged['final']} Some models write their thoughts between <think> and </think>.")
-    rows[-1] = original
+    rows[-2] = original
 
 
 def sample_dataset(seed: int) -> list[dict[str, Any]]:
