@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import HANGING_S
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import close_session
@@ -114,7 +115,7 @@ def raw(
     hub: RehearsalHub, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Send a path exactly as written, which a well-mannered client would not."""
-    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
     connection.putrequest(method, path)
     for name, value in {
         "Authorization": f"Bearer {hub.token}",
@@ -396,7 +397,7 @@ hub.start()
 replace = Path.replace
 Path.replace = lambda path, to: os._exit(9) if sys.argv[3] in to.parts else replace(path, to)
 print(hub.endpoint, hub.token, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -415,7 +416,7 @@ def test_a_push_whose_server_is_killed_leaves_the_old_state(
             HfApi(endpoint=endpoint, token=token).upload_file(
                 path_or_fileobj=adapter / "adapter_config.json", path_in_repo="adapter_config.json", repo_id=ADAPTER
             )
-        assert server.wait(timeout=10) == 9
+        assert server.wait(timeout=HANGING_S) == 9
     with RehearsalHub(state, assets) as hub:
         api = client(hub)
         assert api.model_info(ADAPTER).sha == before
@@ -428,7 +429,7 @@ def test_a_push_whose_server_is_killed_leaves_the_old_state(
 def test_a_push_that_breaks_off_leaves_the_old_state(hub: RehearsalHub, api: HfApi, adapter: Path) -> None:
     before = push(api, adapter)
     line = json.dumps({"key": "header", "value": {"summary": "half"}}).encode() + b"\n"
-    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
     connection.putrequest("POST", f"/api/models/{ADAPTER}/commit/main")
     connection.putheader("Authorization", f"Bearer {hub.token}")
     connection.putheader("Content-Length", "100000")
@@ -693,6 +694,7 @@ def write_model(folder: Path) -> None:
     GptOssForCausalLM(config).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_notebook_loads_trains_pushes_and_infers_and_the_next_one_sees_it(tmp_path: Path) -> None:
     assets = tmp_path / "assets"
     write_model(assets / "model")
@@ -712,7 +714,7 @@ def test_a_notebook_loads_trains_pushes_and_infers_and_the_next_one_sees_it(tmp_
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING_S,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

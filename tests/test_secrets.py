@@ -25,7 +25,7 @@ from urllib.parse import quote
 import nbformat
 import pyarrow
 import pytest
-from conftest import ROOT, write_notebook
+from conftest import HANGING_S, ROOT, write_notebook
 from pyarrow import parquet
 from secret_search import find, occurs
 
@@ -210,7 +210,7 @@ def run(folder: Path, refusing_hub: str, commands: list[list[str]], guard: bool 
     printed = []
     for command in commands:
         ftlib = [sys.executable, "-m", "ftlib.cli", *command]
-        result = subprocess.run(ftlib, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(ftlib, cwd=project, env=environment, capture_output=True, text=True, timeout=HANGING_S)
         printed.append(f"{result.returncode}: {result.stdout}{result.stderr}")
     for planted in (home / ".cache/huggingface").iterdir():
         planted.unlink()
