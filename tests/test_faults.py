@@ -60,7 +60,7 @@ PULL = {
 }
 # These stay what they are until a person does something.
 FINAL = ("401", "403", "404")
-PATIENCE_S, STALL_S = 0.3, 0.5
+PATIENCE_S, STALL_S = 0.2, 0.3
 ONE_LINE = re.compile(
     r"the Hub(?:'s answer cannot be read| answers \d{3} [A-Z][\w ]+| is out of reach \(\w+\)); [^;]+, then run "
     r"`(?P<command>[^`]+)`; the saved adapter is complete and unchanged"
