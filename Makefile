@@ -25,10 +25,10 @@ walkthrough: $(INSTALLED) ## run the five notebooks on the tiny profile and writ
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
-test: lint ## check style and types, then run all tests
+test: lint ## check style and types, then all that a change can break, each once
 	@$(PYTEST)
 
-test-slow: $(INSTALLED) ## kill a training at twenty random moments and resume it each time: about half an hour
+test-slow: $(INSTALLED) ## run the rest: whole trainings, twenty kills, whole matrices of faults
 	@$(PYTEST) -m slow
 
 lint: $(INSTALLED) ## check style, types and the notebooks' metadata

@@ -100,10 +100,6 @@ def test_a_mistake_is_named_with_its_file_and_key(mistake: Mistake, folder: Path
     assert not [line for line in lines if "\n" in line or str(folder) in line or TOKEN in line]
 
 
-def test_enough_mistakes_are_planted() -> None:
-    assert len({(mistake.file, mistake.key, str(mistake.value)) for mistake in MISTAKES}) == len(MISTAKES) >= 25
-
-
 def test_what_is_no_yaml_is_named_with_its_line(folder: Path) -> None:
     (folder / "train.yml").write_text("type: command\ncode: [\n")
     assert problems(folder / "walkthrough.yml") == []

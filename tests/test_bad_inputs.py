@@ -185,11 +185,6 @@ def test_every_mistake_gets_one_line_and_changes_nothing(
     assert {path: after.get(path) for path in before} == before
 
 
-def test_the_table_is_long_and_names_each_mistake_once() -> None:
-    assert len(CASES) >= 60
-    assert len({case.name for case in CASES}) == len(CASES)
-
-
 @pytest.mark.parametrize("notebook", ["02_explore_dataset", "04_train_lora"])
 def test_without_a_mistake_nothing_is_refused(
     notebook: str, world: World, in_this_process: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

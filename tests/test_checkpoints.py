@@ -1,6 +1,7 @@
 """What training goes on from, and how the adapter takes its place; test_interruption kills real trainings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,25 @@ def test_a_finished_adapter_without_checkpoints_is_not_overwritten_unasked(run: 
         save_adapter(folder, "finished")
     with pytest.raises(FtlibError, match="holds a finished adapter, and there is no checkpoint of it; resume = False"):
         checkpoints.last_complete(run, ROWS, resume=True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ranks_that_share_no_folder_are_refused(run: Session, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Rank 0 leaves a sign in its folder, and each rank says whether it sees it in its own."""
+    sign = "rank-0-was-here.test"
+    (run.output_dir / sign).touch()
+    elsewhere = replace(of_rank_1(run), output_dir=run.output_dir if shared else run.output_dir.parent)
+    ranks = SimpleNamespace(
+        is_initialized=lambda: True,
+        broadcast_object_list=lambda names: names.__setitem__(0, sign),
+        all_gather_object=lambda seen, own: seen.__setitem__(slice(None), [True, own]),
+    )
+    monkeypatch.setattr("torch.distributed", ranks)
+    if shared:
+        assert checkpoints.last_complete(elsewhere, ROWS, resume=True) is None
+        return
+    with pytest.raises(FtlibError, match="rank 1 does not see what rank 0 writes to outputs/; mount one folder on all"):
+        checkpoints.last_complete(elsewhere, ROWS, resume=True)
 
 
 def test_two_do_not_train_in_one_folder(run: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,9 @@ import http.client
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import HANGING_S
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import close_session
@@ -114,7 +113,7 @@ def raw(
     hub: RehearsalHub, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Send a path exactly as written, which a well-mannered client would not."""
-    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
     connection.putrequest(method, path)
     for name, value in {
         "Authorization": f"Bearer {hub.token}",
@@ -397,7 +396,7 @@ hub.start()
 replace = Path.replace
 Path.replace = lambda path, to: os._exit(9) if sys.argv[3] in to.parts else replace(path, to)
 print(hub.endpoint, hub.token, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -416,7 +415,7 @@ def test_a_push_whose_server_is_killed_leaves_the_old_state(
             HfApi(endpoint=endpoint, token=token).upload_file(
                 path_or_fileobj=adapter / "adapter_config.json", path_in_repo="adapter_config.json", repo_id=ADAPTER
             )
-        assert server.wait(timeout=10) == 9
+        assert server.wait(timeout=HANGING_S) == 9
     with RehearsalHub(state, assets) as hub:
         api = client(hub)
         assert api.model_info(ADAPTER).sha == before
@@ -429,7 +428,7 @@ def test_a_push_whose_server_is_killed_leaves_the_old_state(
 def test_a_push_that_breaks_off_leaves_the_old_state(hub: RehearsalHub, api: HfApi, adapter: Path) -> None:
     before = push(api, adapter)
     line = json.dumps({"key": "header", "value": {"summary": "half"}}).encode() + b"\n"
-    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
     connection.putrequest("POST", f"/api/models/{ADAPTER}/commit/main")
     connection.putheader("Authorization", f"Bearer {hub.token}")
     connection.putheader("Content-Length", "100000")
@@ -507,15 +506,6 @@ def test_the_server_prints_and_logs_nothing(
     hub.stop()
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
-
-
-def test_a_request_is_not_held_back_by_the_network_stack(api: HfApi) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        api.whoami()
-        return time.perf_counter() - start
-
-    assert statistics.median(seconds() for _ in range(20)) < 0.03
 
 
 def test_only_the_loopback_address_is_bound(hub: RehearsalHub) -> None:
@@ -694,6 +684,7 @@ def write_model(folder: Path) -> None:
     GptOssForCausalLM(config).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_notebook_loads_trains_pushes_and_infers_and_the_next_one_sees_it(tmp_path: Path) -> None:
     assets = tmp_path / "assets"
     write_model(assets / "model")
@@ -713,7 +704,7 @@ def test_a_notebook_loads_trains_pushes_and_infers_and_the_next_one_sees_it(tmp_
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING_S,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

@@ -13,10 +13,9 @@ from typing import Any
 
 import pyarrow
 import pytest
+from conftest import HANGING_S, NOTEBOOKS, ROOT
 from pyarrow import csv, parquet
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ["01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer"]
 EXAMPLE = "notebooks/examples/own_data.toml"
 # All notebooks in one process, one after another; each starts from its parameters, with another profile.
 WALK = """
@@ -51,6 +50,7 @@ def record(output_dir: Path, notebook: str) -> dict[str, Any]:
     return json.loads((output_dir / "records" / f"{notebook}.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     output_dir = tmp_path / "outputs/own_data"
@@ -61,7 +61,7 @@ def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Pat
     assert not (output_dir / "adapter").exists()
 
     again = ftlib("run", "--profile", EXAMPLE, folder=tmp_path)
-    printed, _ = again.communicate(timeout=500)
+    printed, _ = again.communicate(timeout=HANGING_S)
     assert again.returncode == 0, printed
     assert "going on from checkpoint-" in (output_dir / "notebooks/04_train_lora.ipynb").read_text()
     assert record(output_dir, "04_train_lora")["global_step"] == 48
@@ -129,7 +129,12 @@ SHAPES: dict[str, tuple[Callable[[Path], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+FAST = "messages with and without <think>"
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=() if shape == FAST else pytest.mark.slow) for shape in SHAPES]
+)
 def test_every_shape_goes_through_all_five_notebooks(shape: str, tmp_path: Path, notebooks: Any) -> None:
     (tmp_path / "notebooks").mkdir()
     shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
@@ -145,7 +150,7 @@ def test_every_shape_goes_through_all_five_notebooks(shape: str, tmp_path: Path,
         input=json.dumps(walk),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=HANGING_S,
     )
     assert result.returncode == 0, result.stderr
     output_dir = tmp_path / "outputs/mine"

@@ -159,8 +159,17 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("tile", [planner.HEAD_COLUMNS, 64], ids=["loss as it is", "loss that takes nothing"])
-@pytest.mark.parametrize("setting", SETTINGS)
+FAST = ("recompute", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [pytest.param(planner.HEAD_COLUMNS, marks=pytest.mark.slow), 64],
+    ids=["loss as it is", "loss that takes nothing"],
+)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SETTINGS]
+)
 def test_prediction_is_within_15_percent_of_the_measured_peak(
     setting: str,
     tile: int,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import write_notebook
+from conftest import HANGING_S, write_notebook
 from rich.console import Console
 
 from ftlib import records, report, runner
@@ -28,7 +28,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ftlib(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ftlib.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S)
 
 
 def test_runs_a_notebook_with_its_parameters_and_keeps_it(project: Path) -> None:
@@ -148,11 +148,10 @@ def test_the_kernel_is_this_python_in_the_projects_folder(project: Path, monkeyp
     assert str(project) not in str(kept.metadata)
 
 
-def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path) -> None:
-    for name in runner.NOTEBOOKS:
-        write_notebook(project, name)
+def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "mine.toml").write_text('extends = "tiny"\n')
     console = Console(quiet=True)
+    monkeypatch.setattr(runner, "_execute", lambda *_: None)
     for expected in ("outputs/mine", "outputs/run-2/mine", "outputs/run-3/mine"):
         folder = runner.run([], "mine.toml", "outputs", 1, True, console)
         assert folder == project / expected

@@ -1,6 +1,6 @@
-"""The whole walkthrough, run for real on the tiny model: by `ftlib run`, by papermill, by nbval and on two ranks.
+"""The whole walkthrough, run for real on the tiny model: by `ftlib run`, by nbval and by papermill.
 
-The notebooks run once, in a project of their own; each test then looks at what they left.
+The notebooks run once, in a project of their own; each test then looks at what they left, or goes on from it.
 """
 
 import json
@@ -8,17 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from conftest import HANGING_S, NOTEBOOKS, ROOT
 from secret_search import find, occurs
 from test_secrets import CACHED, PLANTED, log_in
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ["01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer"]
+from ftlib import profiles
+from ftlib.rehearsal import ASSETS
+
+OUTPUT = Path("outputs/tiny")
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 
@@ -34,9 +38,12 @@ class Project:
         return json.loads((self.root / "outputs" / profile / "records" / f"{notebook}.json").read_text())
 
 
-def run(*command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, folder: Path, without: Collection[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in without}
     return subprocess.run(
-        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=500
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=HANGING_S
     )
 
 
@@ -62,7 +69,7 @@ def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(root, ftlib("run", "--profile", "tiny", folder=root, HOME=str(home), HF_HOME=cache, **PLANTED))
 
 
-@pytest.fixture(scope="session", params=["tiny", "tiny-fast"])
+@pytest.fixture(scope="session", params=["tiny", pytest.param("tiny-fast", marks=pytest.mark.slow)])
 def record(request: pytest.FixtureRequest, walkthrough: Project) -> Callable[[str], dict[str, Any]]:
     """What a notebook measured, with the recipe that the walkthrough takes and with the fast one."""
     if request.param == "tiny-fast":
@@ -112,6 +119,14 @@ def test_tuned_model_reasons_in_the_language_asked_for(record: Callable[[str], d
     assert found["attached_adapter_tensors"] == 2 * (4 * 4 + 8)
 
 
+def test_weights_are_of_the_pinned_commit_and_each_was_counted_once(walkthrough: Project) -> None:
+    """The Hub's main has moved on since, and a folder of the repository holds weights for another program."""
+    cache = walkthrough.root / OUTPUT / "huggingface/hub/models--rehearsal--gpt-oss-tiny"
+    downloaded = [path.relative_to(cache / "snapshots").parts for path in cache.glob("snapshots/**/*.safetensors")]
+    assert downloaded == [(profiles.load("tiny").hub.model_revision, "model.safetensors")]
+    assert walkthrough.record("03_load_model")["base_bytes"] == (ASSETS / "model/model.safetensors").stat().st_size
+
+
 def test_adapter_is_on_the_hub(walkthrough: Project) -> None:
     record = walkthrough.record("05_push_and_infer")
     assert record["hub_repo"] == "learner/gpt-oss-tiny-multilingual-reasoner"
@@ -151,29 +166,6 @@ def test_nothing_that_was_written_or_printed_holds_a_secret(walkthrough: Project
         assert not occurs(secret, walkthrough.printed)
 
 
-def test_two_ranks_train_the_same(walkthrough: Project, tmp_path: Path) -> None:
-    project = copy_of(walkthrough, tmp_path / "project")
-    (project.root / "outputs/tiny/records/04_train_lora.json").unlink()
-    shutil.rmtree(project.root / "outputs/tiny/adapter")
-    ftlib("run", "--profile", "tiny", "--nproc", "2", "--no-resume", "04_train_lora", folder=project.root)
-    two, one = project.record("04_train_lora"), walkthrough.record("04_train_lora")
-    assert two["world_size"] == 2
-    assert (two["global_step"], two["effective_batch"]) == (one["global_step"], one["effective_batch"])
-    assert two["training_loss"] == pytest.approx(one["training_loss"], rel=0.02)
-    kept = {path.name for path in (project.root / "outputs/tiny/notebooks").iterdir()}
-    assert kept == {f"{name}.ipynb" for name in NOTEBOOKS}
-
-
-def check_seed(project: Project, walkthrough: Project, name: str) -> None:
-    record = project.record("05_push_and_infer", name)
-    assert record["after"]["agreement"] >= 0.95
-    assert record["after"]["exact"] >= 0.80
-    losses = [
-        where.record("04_train_lora", of)["training_loss"] for where, of in ((project, name), (walkthrough, "tiny"))
-    ]
-    assert losses[0] != losses[1]
-
-
 def with_seed(walkthrough: Project, folder: Path, seed: int) -> Project:
     """The finished walkthrough as one of another profile, whose training has yet to be run."""
     project = copy_of(walkthrough, folder)
@@ -182,51 +174,83 @@ def with_seed(walkthrough: Project, folder: Path, seed: int) -> Project:
     return project
 
 
-def test_another_seed_gives_the_same_effect(walkthrough: Project, tmp_path: Path) -> None:
-    project = with_seed(walkthrough, tmp_path / "project", 1)
-    own = ("--profile", "seed-1.toml")
-    ftlib("run", "04_train_lora", "05_push_and_infer", *own, "--no-resume", folder=project.root)
-    check_seed(project, walkthrough, "seed-1")
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_another_seed_gives_the_same_effect(walkthrough: Project, tmp_path: Path, seed: int) -> None:
+    """The second is trained by papermill alone, from the project's root."""
+    project = with_seed(walkthrough, tmp_path / "project", seed)
+    profile = f"seed-{seed}.toml"
+    if seed == 1:
+        ftlib("run", "04_train_lora", "--profile", profile, "--no-resume", folder=project.root)
+    else:
+        result = papermill("-p", "profile", profile, "-p", "resume", "False", folder=project.root)
+        assert result.returncode == 0, result.stderr
+    ftlib("run", "05_push_and_infer", "--profile", profile, folder=project.root)
+    after = project.record("05_push_and_infer", profile.removesuffix(".toml"))["after"]
+    assert after["agreement"] >= 0.95
+    assert after["exact"] >= 0.80
+    own, first = project.record("04_train_lora", f"seed-{seed}"), walkthrough.record("04_train_lora")
+    assert own["training_loss"] != first["training_loss"]
 
 
-def test_papermill_alone_runs_training_from_the_root_and_a_third_seed_gives_the_same_effect(
-    walkthrough: Project, tmp_path: Path
-) -> None:
-    project = with_seed(walkthrough, tmp_path / "project", 2)
-    asked = ["-p", "profile", "seed-2.toml", "-p", "resume", "False"]
-    papermill = [sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *asked]
-    result = run(*papermill, folder=project.root)
-    assert result.returncode == 0, result.stderr
-    ftlib("run", "05_push_and_infer", "--profile", "seed-2.toml", folder=project.root)
-    check_seed(project, walkthrough, "seed-2")
+def papermill(*given: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *given, folder=folder)
 
 
-def test_a_finished_training_is_not_done_again_and_nothing_of_it_changes(walkthrough: Project, tmp_path: Path) -> None:
+def nbval(*notebooks: str, folder: Path) -> None:
+    own = [name for name in os.environ if name.startswith("PYTEST_")]
+    result = run(
+        sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", *notebooks,
+        folder=folder, without=own,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_what_the_committed_notebooks_show_is_what_came_out(walkthrough: Project) -> None:
+    """What nbval compares, in the notebooks that have just been executed."""
+    compared = 0
+    for name in NOTEBOOKS:
+        paths = [folder / f"{name}.ipynb" for folder in (ROOT / "notebooks", walkthrough.root / OUTPUT / "notebooks")]
+        committed, executed = (checked_outputs(path) for path in paths)
+        assert executed == committed
+        compared += len(committed)
+    assert compared >= 10
+
+
+def checked_outputs(path: Path) -> dict[str, list[Any]]:
+    """Source and outputs, without pictures, of the cells whose outputs are checked."""
+    found = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "nbval-check-output" in cell.metadata.get("tags", []):
+            shown = [output.get("data", output.get("text")) for output in cell.outputs]
+            found[cell.source] = [text for text in shown if "image/png" not in text]
+    return found
+
+
+def test_nbval_passes_and_a_finished_training_is_not_done_again(walkthrough: Project, tmp_path: Path) -> None:
+    """In the notebooks' own folder, as Jupyter runs them."""
     project = copy_of(walkthrough, tmp_path / "project")
-    adapter = project.root / "outputs/tiny/adapter"
+    adapter = project.root / OUTPUT / "adapter"
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    ftlib("run", "04_train_lora", "--profile", "tiny", folder=project.root)
+    (project.root / OUTPUT / "records/04_train_lora.json").unlink()
+    nbval("notebooks/04_train_lora.ipynb", folder=project.root)
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
-    assert "going on from checkpoint-63" in (project.root / "outputs/tiny/notebooks/04_train_lora.ipynb").read_text()
     again, first = (each.record("04_train_lora") for each in (project, walkthrough))
     for measured in ("global_step", "training_loss", "train_runtime_s", "samples_per_second"):
         assert again[measured] == first[measured]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["-p", "resume", "false"], "FtlibError: parameter resume = 'false': found str, expected True or False"),
-        (["-p", "learning_rate", "1e-4"], "it is a value of the profile: write it into a .toml file below [train]"),
-    ],
-)
-def test_papermill_alone_refuses_what_it_would_let_through(tmp_path: Path, given: list[str], message: str) -> None:
+@pytest.mark.slow
+def test_nbval_passes_on_all_notebooks(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    result = run(
-        sys.executable, "-m", "papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *given, folder=tmp_path
-    )
+    nbval("notebooks", folder=tmp_path)
+
+
+def test_papermill_alone_refuses_what_it_would_let_through(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    result = papermill("-p", "resume", "false", folder=tmp_path)
     assert result.returncode != 0
-    assert message in result.stderr
+    assert "FtlibError: parameter resume = 'false': found str, expected True or False" in result.stderr
     assert not (tmp_path / "outputs").exists()
 
 
