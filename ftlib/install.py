@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def pin(name: str) -> str:
 
 def pip_settings() -> dict[str, str]:
     """What pip's files and PIP_* variables say of an installation; of two that differ, the one that pip obeys."""
-    told = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", run(*PIP, "config", "list"), re.MULTILINE)
+    listed = run(*PIP, "config", "list", env={**os.environ, "PIP_QUIET": "0"})
+    told = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", listed, re.MULTILINE)
     told.sort(key=lambda setting: ("global", "install", ":env:").index(setting[0]))
     return {name: ast.literal_eval(value) for _, name, value in told}
 
@@ -153,7 +155,8 @@ def install_with_uv() -> None:
 
 def install_with_pip() -> None:
     """Install the lock and ftlib with pip alone, the newest there is: a new environment may hold an old one."""
-    run(*PIP, "install", "--upgrade", "pip")
+    with suppress(CommandError):  # an index may lack it
+        run(*PIP, "install", "--upgrade", "pip")
     run(*PIP, "install", "-r", LOCK)
     run(*PIP, "install", *FTLIB)
 
