@@ -20,13 +20,15 @@ NOBODY = "http://127.0.0.1:9"
 
 
 def write_torch(folder: Path, version: str) -> None:
-    """Write a wheel of an empty torch."""
+    """Write a wheel of an empty torch, and a page that makes `folder` a project's in an index."""
     folder.mkdir(parents=True)
     info = f"torch-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as wheel:
+    path = folder / f"torch-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+    (folder / "index.html").write_text(f'<a href="{path.name}">{path.name}</a>')
 
 
 @pytest.fixture
@@ -35,8 +37,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_")) or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     write_torch(tmp_path / "index" / "torch", "2.13.0")
-    page = '<a href="torch-2.13.0-py3-none-any.whl">torch-2.13.0-py3-none-any.whl</a>'
-    (tmp_path / "index" / "torch" / "index.html").write_text(page)
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "ftlib"\nversion = "0"\n[tool.setuptools]\npackages = []\n'
     )
@@ -75,7 +75,9 @@ def installed() -> set[str]:
 
 def test_own_links_decide_which_torch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_torch(project / "links", "2.13.0+cpu")
-    monkeypatch.setenv("PIP_FIND_LINKS", f"{project / 'links'} {project / 'links'}")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(project / "links"))
+    monkeypatch.setenv("PIP_INDEX_URL", NOBODY)
+    monkeypatch.setenv("PIP_NO_INDEX", "yes")
     done = run_install()
     assert done.stderr == ""
     first, choice, last = done.stdout.splitlines()
@@ -86,7 +88,10 @@ def test_own_links_decide_which_torch(project: Path, monkeypatch: pytest.MonkeyP
     assert installed() == {"torch-2.13.0+cpu", "ftlib-0"}
 
 
-def test_where_only_the_index_answers_torch_comes_from_there(project: Path) -> None:
+def test_where_only_the_index_answers_torch_comes_from_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another index, which uv would ask first and last, knows torch as well."""
+    write_torch(project / "extra" / "torch", "2.12.0")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", (project / "extra").as_uri())
     done = run_install()
     assert (done.returncode, done.stderr) == (0, "")
     _, choice, last = done.stdout.splitlines()
