@@ -14,7 +14,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +87,10 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
         for name, value in settings.items()
         if name in UV_NAMES
     }
-    return LIKE_PIP | told | dict(os.environ)
+    # pip compiles all that it installs, uv nothing, which is faster: imports compile what they use and keep it. Where
+    # PYTHONDONTWRITEBYTECODE forbids them to, every process would compile anew.
+    compiled = {"UV_COMPILE_BYTECODE": "true"} if sys.dont_write_bytecode else {}
+    return LIKE_PIP | compiled | told | dict(os.environ)
 
 
 def nvidia_driver() -> str:
@@ -155,8 +157,7 @@ def install_with_uv() -> None:
 
 def install_with_pip() -> None:
     """Install the lock and ftlib with pip alone, the newest there is: a new environment may hold an old one."""
-    with suppress(CommandError):  # an index may lack it
-        run(*PIP, "install", "--upgrade", "pip")
+    run(*PIP, "install", "--upgrade", "pip")
     run(*PIP, "install", "-r", LOCK)
     run(*PIP, "install", *FTLIB)
 
