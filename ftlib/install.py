@@ -55,7 +55,9 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float | None 
         CommandError: it failed, took too long, or is not there.
     """
     try:
-        done = subprocess.run(command, env=env, timeout=timeout, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=env, timeout=timeout, capture_output=True, encoding="utf-8", errors="replace"
+        )
     except subprocess.TimeoutExpired:
         raise CommandError(f"no answer in {timeout:.0f} s") from None
     except OSError as error:
@@ -96,7 +98,7 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
 def nvidia_driver() -> str:
     """The version of the NVIDIA driver; empty where there is none."""
     try:
-        return run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()[0]
+        return next(iter(run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()), "")
     except CommandError:
         return ""
 
@@ -130,10 +132,8 @@ def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
     except CommandError as error:
         size = ", on Linux with gigabytes of CUDA" if sys.platform == "linux" else ""
         return f"{torch}{size}: PyTorch's own index, which has other builds, does not answer ({error})", ()
-    return (
-        f"{built} from PyTorch's own index: {f'for NVIDIA driver {driver}' if driver else 'no NVIDIA driver'}",
-        options,
-    )
+    why = f"for NVIDIA driver {driver}" if driver else "no NVIDIA driver"
+    return f"{built} from PyTorch's own index: {why}", options
 
 
 def install_with_uv() -> None:
