@@ -63,10 +63,7 @@ lock: $(INSTALLED) ## write requirements.lock and environment.yml from pyproject
 		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml
 
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
-	@echo "Installing requirements.lock into .venv: a few minutes, once (where torch comes with CUDA, several GB) ..."
-	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq -r requirements.lock
-	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -P ftlib/install.py
 	@touch $@
 
 $(BIN)/python:
