@@ -152,7 +152,7 @@ def gpu_machine(
         (
             {"gpus": 4, "driver": "550.54.15"},
             "4 × NVIDIA A100 80GB PCIe, driver 550.54.15",
-            "needs driver 580 or later",
+            "needs driver 580",
         ),
     ],
 )
