@@ -91,9 +91,9 @@ def driver() -> tuple[str, str]:
     if not installed:
         return found, "use a machine with an NVIDIA GPU and its driver, or rehearse with profile tiny"
     if not cuda:
-        return found, "install torch's CUDA build: `rm -r .venv`, and make with UV_TORCH_BACKEND=auto"
+        return found, "install torch's CUDA build: `rm -r .venv` and UV_TORCH_BACKEND=auto make lab"
     if int(version.split(".")[0]) < oldest:
-        return found, f"CUDA {cuda} needs driver {oldest}: update it, or `rm -r .venv` and make with UV_TORCH_BACKEND=cu126"
+        return found, f"CUDA {cuda} needs driver {oldest}: update it, or `rm -r .venv` and UV_TORCH_BACKEND=cu126 make lab"
     return found, "" if gpus() else f"torch sees no GPU: check {VISIBLE}, and that `nvidia-smi` lists one"
 
 
