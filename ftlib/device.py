@@ -93,7 +93,8 @@ def driver() -> tuple[str, str]:
     if not cuda:
         return found, "install torch's CUDA build: `rm -r .venv` and UV_TORCH_BACKEND=auto make lab"
     if int(version.split(".")[0]) < oldest:
-        return found, f"CUDA {cuda} needs driver {oldest}: update it, or `rm -r .venv` and UV_TORCH_BACKEND=cu126 make lab"
+        another = "`rm -r .venv` and UV_TORCH_BACKEND=cu126 make lab"
+        return found, f"CUDA {cuda} needs driver {oldest}: update it, or {another}"
     return found, "" if gpus() else f"torch sees no GPU: check {VISIBLE}, and that `nvidia-smi` lists one"
 
 
