@@ -126,7 +126,7 @@ def test_batched_experts_too(in_float32: Check, exact: bench.Measured) -> None:
     assert (found.loss, found.grad_norm) == pytest.approx((exact.loss, exact.grad_norm), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-fast"])
+@pytest.mark.parametrize("name", [pytest.param("tiny", marks=pytest.mark.slow), "tiny-fast"])
 def test_the_shipped_recipes_train_what_the_seeds_trains(
     name: str, config: GptOssConfig, rows: Dataset, exact: bench.Measured, coarse: bench.Measured
 ) -> None:

@@ -24,8 +24,8 @@ from ftlib import manifest
 
 UPDATES = 10
 BRIEF = 'extends = "tiny"\n[data]\nheld_out_share = 0.82\n[train]\ncheckpoint_steps = 3\n'
-# Ends the kernel just before the checkpoint of this update is sealed.
-KILL = """
+# Notes what is sealed, and ends the kernel just before a checkpoint is.
+WATCH = """
 import os, signal
 from ftlib import manifest
 
@@ -33,6 +33,8 @@ def write(folder, names, seal=manifest.write):
     if folder.name == os.environ.get("KILLED_BEFORE_SEALING"):
         os.kill(os.getpid(), signal.SIGKILL)
     seal(folder, names)
+    with open(os.environ.get("SEALED", os.devnull), "a") as sealed:
+        print(folder.name, file=sealed)
 
 manifest.write = write
 """
@@ -52,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     notebook = nbformat.read(ROOT / "notebooks/04_train_lora.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "plots." not in cell.source]
     (start,) = [place for place, cell in enumerate(notebook.cells) if "session = start(" in cell.source]
-    notebook.cells.insert(start + 1, nbformat.v4.new_code_cell(KILL))
+    notebook.cells.insert(start + 1, nbformat.v4.new_code_cell(WATCH))
     nbformat.write(notebook, root / "notebooks/04_train_lora.ipynb")
     (root / "brief.toml").write_text(BRIEF)
     return root
@@ -119,7 +121,7 @@ def alone(project: Path) -> Training:
     return training
 
 
-def test_a_kill_before_a_checkpoint_is_sealed_changes_nothing(alone: Training) -> None:
+def test_a_kill_before_a_checkpoint_is_sealed_changes_nothing(alone: Training, tmp_path: Path) -> None:
     training = Training(alone.project, "brief.toml", "killed")
     code, said = training.start(KILLED_BEFORE_SEALING="checkpoint-6").end()
     assert code == 1
@@ -127,8 +129,10 @@ def test_a_kill_before_a_checkpoint_is_sealed_changes_nothing(alone: Training) -
     assert training.checkpoints(sealed=False) == ["checkpoint-6"]
     assert not (training.folder / "adapter").exists()
 
-    training.start().succeed()
+    training.start(SEALED=str(tmp_path / "sealed")).succeed()
     assert training.says("going on from checkpoint-3")
+    sealed = (tmp_path / "sealed").read_text().split()
+    assert sealed[:3] == ["checkpoint-6", "checkpoint-9", "checkpoint-10"], "the first updates are not made again"
     assert training.checksum() == alone.checksum(), "the same adapter, to the last bit"
     assert training.record()["global_step"] == UPDATES
     assert training.checkpoints(sealed=False) == []

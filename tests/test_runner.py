@@ -92,6 +92,7 @@ def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str
     assert not (project / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with a profile that is named as seen from another folder than the ranks work in."""
     source = (
@@ -107,6 +108,7 @@ def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path, monkeypatch: 
     assert result.stdout.count("04_train_lora") == 1
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_told_in_one_line_and_its_notebook_kept(project: Path) -> None:
     write_notebook(project, "04_train_lora", "import os\nassert os.environ['RANK'] == '0', 'rank 1 is ill'")
     result = ftlib("run", "04_train_lora", "--nproc", "2")

@@ -195,6 +195,7 @@ def test_without_the_guard_the_search_finds_each(unguarded: Runs, name: str) -> 
 def test_a_failing_rank_tells_no_secret(tmp_path: Path, refusing_hub: str) -> None:
     runs = run(tmp_path, refusing_hub, [["run", "04_train_lora", "--nproc", "2"]])
     assert "PermissionError: ['[secret removed]', '[secret removed]', " in runs.printed[0]
+    assert runs.printed[0].count("\n") == 2, "a line for the notebook, and one for the error"
     assert list(tmp_path.glob("project/outputs/tiny/notebooks/*.rank1.unfinished.ipynb"))
     assert [runs.places(name) for name in PLANTED] == [[]] * len(PLANTED)
 
