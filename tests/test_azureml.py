@@ -409,7 +409,7 @@ def test_the_jobs_commands_are_what_the_command_line_takes() -> None:
         command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
         parsed = command.make_context("run", shlex.split(arguments[0])).params
         assert (parsed["profile"], parsed["output_root"]) == ("gpt-oss-20b", "/mnt/run")
-        assert parsed["nproc"] == (4 if name in ("walkthrough", "spot") else 1)
+        assert parsed["nproc"] == (4 if name in ("walkthrough", "spot") else None)
 
 
 @pytest.fixture

@@ -391,7 +391,7 @@ def test_values_of_several_types_are_bad_rows_and_no_crash(
     path = write("own.jsonl", jsonl([{"prompt": f"{n}?", "completion": value} for n, value in enumerate(mixed)]))
     own = settings(path)
     loaded = load_dataset(**data.source(own), split="train", cache_dir=str(tmp_path / "cache"))
-    bad = data.check(loaded, own)
+    bad, _ = data.check(loaded, own)
     assert bad["row"].tolist() == [2, 3, 4, 5, 6]
     assert bad["found"].tolist() == ["42", "nothing", "['a', 1]", "{'b': 2}", "True"]
     kept = data.conversations(loaded, own.model_copy(update={"on_bad_row": "drop"}), tmp_path)
@@ -403,5 +403,5 @@ def test_messages_of_several_types_are_bad_rows_and_no_crash(write: Callable[...
     wrong = [{"role": "user", "content": "a"}, {"role": "assistant", "content": {"text": "b"}}]
     own = settings(write("own.jsonl", jsonl([{"messages": value} for value in (wrong, "a: b", good, [1])])))
     loaded = load_dataset(**data.source(own), split="train", cache_dir=str(tmp_path / "cache"))
-    bad = data.check(loaded, own)
+    bad, _ = data.check(loaded, own)
     assert bad[["row", "field"]].values.tolist() == [[1, "messages[1].content"], [2, "messages"], [4, "messages"]]

@@ -140,7 +140,7 @@ def test_every_shape_goes_through_all_five_notebooks(shape: str, tmp_path: Path,
     shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
     write, settings = SHAPES[shape]
     data = f'[data]\ndataset = "{write(tmp_path)}"\nheld_out_share = 0.25\n{settings}\n'
-    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{data}[generate]\nmax_new_tokens = 8\n')
+    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{data}[measure]\nmax_new_tokens = 8\n')
     parameters = 'profile = "mine.toml"\noutput_root = "outputs"\nresume = True'
     walk = [[parameters, *notebooks.cells(name)[1:]] for name in NOTEBOOKS]
     result = subprocess.run(
