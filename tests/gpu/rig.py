@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -34,7 +34,7 @@ PACKED = ("gate_up_proj", "down_proj")
 class Untracked(Session):
     """A session whose training keeps no curves."""
 
-    trackers = []  # type: ignore[assignment]
+    trackers: ClassVar = []  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rig:
 
     @property
     def fast(self) -> Profile:
-        """The same as the fast profile computes it; on a CPU, where flex attention has no sinks, as far as it can be."""
+        """The same in the fast profile's way; on a CPU, where flex attention has no sinks, as far as it goes."""
         if self.on_gpu:
             return self._here(profiles.load(f"{self.name}-fast"))
         return bench.changed(self.recipe, {("train", "padding_free"): True})

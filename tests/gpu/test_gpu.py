@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,12 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rig import CHECKPOINT_AFTER, ROOT, Figures, Rig, write_checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl.kernels import chunked_logprob
 
-from ftlib import adapters, architecture, bench, data, device, doctor, evaluation, harmony, hub_access, planner
+from ftlib import architecture, bench, data, device, doctor, evaluation, harmony, hub_access, planner
 from ftlib.profiles import Profile
-from ftlib.rehearsal import ASSETS, mxfp4
+from ftlib.rehearsal import mxfp4
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +34,6 @@ MEMORY = 0.2
 """How far a measured peak may be from the planned one, as a share of it."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 """How far losses and outputs may be apart, as a share: in float32 on a CPU, in bfloat16 on a GPU."""
-Train = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,7 +131,8 @@ class TestLoaded:
     """The model as notebook 03 loads it."""
 
     @pytest.fixture(scope="class")
-    def loaded(self, rig: Rig, checkpoint: Path, figures: Figures) -> Iterator[dict[str, Any]]:
+    @classmethod
+    def loaded(cls, rig: Rig, checkpoint: Path, figures: Figures) -> Iterator[dict[str, Any]]:
         namespace: dict[str, Any] = {"profile": rig.recipe, "session": rig.session(rig.recipe)}
         started = time.monotonic()
         rig.run("03_load_model", "total_parameters", namespace)
@@ -293,7 +292,7 @@ def test_a_training_that_was_killed_goes_on(trained: Callable[..., dict[str, Any
 def test_the_adapter_comes_back_answers_and_is_merged(
     trained: Callable[..., dict[str, Any]], rig: Rig, figures: Figures
 ) -> None:
-    """Notebook 05's cells, with a folder in the Hub's place; the model is loaded twice, which two at once would not fit."""
+    """Notebook 05's cells, with a folder in the Hub's place. The model is loaded twice: both at once would not fit."""
     trained("fast", "fast")
     before, session = free(), rig.session(rig.recipe, "fast")
     given = {
