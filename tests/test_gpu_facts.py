@@ -1,6 +1,9 @@
 """What GPUs would meet, shown without one, by two fake GPUs and flex attention's dense operator."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 import torch
 import torch._dynamo
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from conftest import ROOT
 from datasets import Dataset
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
@@ -160,3 +164,11 @@ def test_flex_attention_that_meets_too_many_shapes_stops(guarded: bool, monkeypa
                 compiled(rows[3], rows[3], rows[3])
         else:
             compiled(rows[3], rows[3], rows[3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tests_for_gpus_run_to_their_end_on_a_cpu() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "RIG": "tiny"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-4000:]

@@ -36,7 +36,7 @@ class Interruption(TrainerCallback):
 
 def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[str, Any]:
     """Train and save; returns the losses and norms of all updates, seconds, and the peak of memory."""
-    profile = getattr(rig, recipe)
+    profile = rig.profile(recipe)
     if profile.model.attention == "flex_attention":
         device.compile_for_many_shapes()
     namespace = {
