@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope --no-loadscop
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-slow lint notebooks assets lock
+.PHONY: help walkthrough lab test test-slow test-gpu lint notebooks assets lock
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -30,6 +30,10 @@ test: lint ## check style and types, then all that a change can break, each once
 
 test-slow: $(INSTALLED) ## run the rest: whole trainings, twenty kills, whole matrices of faults
 	@$(PYTEST) -m slow
+
+# Without a network: pip install --no-index --find-links wheels trl datasets ... first. In two parts: ARGS="-k TestLoaded".
+test-gpu: $(INSTALLED) ## what only a GPU of 80 GB can show, about 15 minutes; RIG=tiny rehearses it on a CPU
+	@RIG=$(or $(RIG),gpt-oss-20b) $(BIN)/pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/ruff format --check
