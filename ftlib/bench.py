@@ -62,8 +62,9 @@ LEVERS = {
 }
 """The values of a profile that decide how it is computed and not what is learned, by their section."""
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far a loss or a gradient's norm may be from the reference's, as a share of it, where either has this dtype."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+"""How far a loss or a gradient's norm may be from the reference's, as a share of it, where either has this dtype. In
+bfloat16 24 random layers magnify roundings: at a width of 256, two backends of the experts gave norms 3.7% apart."""
 
 IN_FLOAT32 = {("model", "dtype"): "float32", ("train", "bf16"): False}
 

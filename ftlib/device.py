@@ -27,7 +27,7 @@ class InstalledGpu(NamedTuple):
     Attributes:
         name: such as "NVIDIA A100 80GB PCIe".
         driver: the driver's version, such as "580.65.06".
-        memory: MiB in all.
+        memory: MiB in all, 0 where it is not known.
         free: MiB that nobody uses.
     """
 
@@ -44,14 +44,27 @@ def installed_gpus() -> list[InstalledGpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     fields = (line.split(", ") for line in listed.splitlines())
-    return [InstalledGpu(name, driver, int(memory), int(free)) for name, driver, memory, free in fields]
+    return [InstalledGpu(name, driver, _mib(memory), _mib(free)) for name, driver, memory, free in fields]
+
+
+def _mib(text: str) -> int:
+    """0 where the driver does not say, as on a GPU that shares the machine's memory."""
+    return int(text) if text.isdecimal() else 0
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show this process, by index or id; torch need not be imported for it."""
-    if VISIBLE in os.environ:  # CUDA stops reading at the first that is none
-        return list(takewhile(lambda name: name not in ("", "-1"), os.environ[VISIBLE].split(",")))
-    return [str(index) for index in range(len(installed_gpus()))]
+    """The GPUs that CUDA would show this process, by index or id; without nvidia-smi torch is asked how many."""
+    installed = len(installed_gpus())
+    if VISIBLE not in os.environ:
+        return [str(index) for index in range(installed or gpus())]
+    names = [name.strip() for name in os.environ[VISIBLE].split(",")]
+    if not installed:
+        return names[: gpus()]
+
+    def is_gpu(name: str) -> bool:
+        return name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < installed)
+
+    return list(takewhile(is_gpu, names))  # CUDA stops reading at the first that is none
 
 
 def use_one_gpu() -> list[str]:
@@ -87,15 +100,18 @@ def driver() -> tuple[str, str]:
     installed, cuda = installed_gpus(), torch.version.cuda
     version = installed[0].driver if installed else ""
     found = f"driver {version or 'none'}, torch {torch.__version__} for {f'CUDA {cuda}' if cuda else 'CPUs'}"
+    if gpus():
+        return found, ""
     oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0) if cuda else 0
     if not installed:
         return found, "use a machine with an NVIDIA GPU and its driver, or rehearse with profile tiny"
     if not cuda:
-        return found, "install torch's CUDA build: `rm -r .venv` and UV_TORCH_BACKEND=auto make lab"
+        return found, "install torch's CUDA build: `rm -r .venv && UV_TORCH_BACKEND=auto make walkthrough`"
     if int(version.split(".")[0]) < oldest:
-        another = "`rm -r .venv` and UV_TORCH_BACKEND=cu126 make lab"
+        another = "`rm -r .venv && UV_TORCH_BACKEND=cu126 make walkthrough`"
         return found, f"CUDA {cuda} needs driver {oldest}: update it, or {another}"
-    return found, "" if gpus() else f"torch sees no GPU: check {VISIBLE}, and that `nvidia-smi` lists one"
+    visible = os.environ.get(VISIBLE, "not set")
+    return found, f"{VISIBLE} is {visible!r}; unset it, or name a GPU that `nvidia-smi` lists"
 
 
 def check_gpu() -> None:

@@ -49,6 +49,7 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
         _packages(),
         *(Check(*row) for row in compute.rows()),
         *_compute(profile),
+        *([_flex_attention()] if profile.model.attention == "flex_attention" else []),
         _memory(profile),
         *_disk(profile, output_dir),
         _hub(profile),
@@ -119,8 +120,7 @@ def _compute(profile: Profile) -> list[Check]:
     """What the profile computes on and, for a GPU, what its kernels are built with."""
     if profile.train.use_cpu:
         return [Check("device", device.describe(use_cpu=True), OK)]
-    checks = [_gpu(), _compiler()]
-    return [*checks, _flex_attention()] if profile.model.attention == "flex_attention" else checks
+    return [_gpu(), _compiler()]
 
 
 def _gpu() -> Check:
@@ -149,6 +149,8 @@ def _flex_attention() -> Check:
 def _memory(profile: Profile) -> Check:
     shape, batch = architecture.shape_of(profile.hub), planner.Batch.of(profile)
     needed = sum(planner.memory(profile, shape, batch, on_gpu=not profile.train.use_cpu).values())
+    if not profile.train.use_cpu and not device.gpus():
+        return Check("memory", "no GPU", f"training is planned to take {_gb(needed)} of a GPU's memory")
     memory = device.memory_bytes(profile.train.use_cpu)
     advice = f"training is planned to take {_gb(needed)}; first lower train.per_device_batch and data.max_length"
     return Check("memory", _gb(memory), OK if memory >= needed else advice)

@@ -55,6 +55,10 @@ LOADING: Range = (0.3e9, 3e9)
 """Bytes a second at which a checkpoint is read from a local disk and unpacked. Estimated."""
 LOADS = 3
 """Notebooks that load the model: 03, 04 and 05."""
+SINGLE_REPLIES = 9
+"""Questions that notebooks 03 and 05 ask one by one."""
+PROMPT_TOKENS = 256
+"""More than a prompt of the published data set has; it has 122 at most."""
 
 
 class Machine(NamedTuple):
@@ -100,8 +104,17 @@ def rented(sku: Sku, profile: Profile) -> Machine:
 
 
 def this_machine(profile: Profile, gpus: int) -> Machine:
-    """The machine that this runs on, as far as the profile uses it; `gpus` is how many it has."""
+    """The machine that this runs on, as far as the profile uses it; `gpus` is how many it has.
+
+    Raises:
+        FtlibError: the profile trains on a GPU, and there is none.
+    """
     use_cpu = profile.train.use_cpu
+    if not use_cpu and not gpus:
+        raise FtlibError(
+            f"profile {profile.name} trains on a GPU: found none here, expected one; name a machine to rent, such as "
+            "--sku Standard_NC96ads_A100_v4"
+        )
     processor = device.describe(use_cpu, gpus)
     known = [sku for sku in skus.load().values() if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor)]
     return Machine(
@@ -201,7 +214,7 @@ def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) ->
         (whole[0] - layer.experts, *whole[1:], 0.0, layer.attention_work),
     ]
     most, scores, copies, loss, work = max(moments, key=sum)
-    return {
+    items = {
         "base weights": BYTES[profile.model.dtype] * architecture.parameters(shape),
         "adapter": trainable,
         "gradients": trainable,
@@ -213,6 +226,7 @@ def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) ->
         "working space": work,
         "CUDA, NCCL and gaps" if on_gpu else "Python and libraries": PROCESS["gpu" if on_gpu else "cpu"],
     }
+    return {name: size for name, size in items.items() if size}
 
 
 def _loss_work(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool) -> float:
@@ -240,6 +254,7 @@ class Plan:
         shape: the model's.
         items: memory of one GPU (of the machine on a CPU) at its most, in bytes.
         overflow: the item with which it no longer fits; "" where it does.
+        measuring: bytes of one GPU while many questions are asked at once.
         largest: the largest micro-batch at the profile's length, and the largest length at its micro-batch, that fit.
         disk: bytes to download and to write.
         ram: bytes of the machine's memory that loading takes.
@@ -258,6 +273,7 @@ class Plan:
     shape: Shape
     items: dict[str, float]
     overflow: str
+    measuring: float
     largest: Batch
     disk: float
     ram: float
@@ -275,8 +291,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether one GPU has the memory."""
-        return not self.overflow
+        """Whether one GPU has the memory, to train and to measure."""
+        return not self.overflow and self.measuring <= self.machine.memory
 
     @property
     def total(self) -> Range | None:
@@ -315,7 +331,8 @@ def plan(
     if nproc is None:
         nproc = processes(profile, machine.gpus)
     if not 1 <= nproc <= max(1, machine.gpus):
-        raise FtlibError(f"--nproc {nproc}: {machine.name} has {machine.gpus} GPUs; name at most as many processes")
+        most = max(1, machine.gpus)
+        raise FtlibError(f"--nproc {nproc}: {machine.name} has {machine.gpus} GPUs; expected 1 to {most} processes")
     shape, train = architecture.shape_of(profile.hub), profile.train
     rows, padded = _rows(profile, rows)
     steps = train.epochs * math.ceil(
@@ -333,6 +350,7 @@ def plan(
         shape=shape,
         items=items,
         overflow=_overflow(items, machine.memory),
+        measuring=_measuring(profile, shape, machine.gpus > 0),
         largest=_largest(profile, shape, machine, nproc),
         disk=download + bytes_to_write(profile, shape),
         ram=download + (0 if machine.gpus else items["base weights"]),
@@ -358,6 +376,13 @@ def _rows(profile: Profile, given: int | None) -> tuple[int, int]:
 def _overflow(items: dict[str, float], capacity: float) -> str:
     """The item with which a running sum passes the capacity; "" where all fit."""
     return next((name for name, total in zip(items, accumulate(items.values()), strict=True) if total > capacity), "")
+
+
+def _measuring(profile: Profile, shape: Shape, on_gpu: bool) -> float:
+    """Bytes while replies grow: the weights, and the keys and values of all questions that are asked at once."""
+    tokens, dtype = PROMPT_TOKENS + profile.measure.max_new_tokens, profile.model.dtype
+    cache = architecture.cache_bytes(shape, profile.measure.batch_size, tokens, dtype)
+    return BYTES[dtype] * architecture.parameters(shape) + cache + PROCESS["gpu" if on_gpu else "cpu"]
 
 
 def _largest(profile: Profile, shape: Shape, machine: Machine, nproc: int) -> Batch:
@@ -393,12 +418,16 @@ def _besides(profile: Profile, machine: Machine, shape: Shape, rows: int) -> dic
     """What a run takes besides training. Measuring runs on one GPU, and each token of a round reads all weights."""
     if not machine.bandwidth:
         return {}
-    download, weights = architecture.bytes_on_disk(shape), BYTES[profile.model.dtype] * architecture.parameters(shape)
+    download = architecture.bytes_on_disk(shape)
     share = profile.data.held_out_share
     questions = round(rows * share / (1 - share)) if share else HELD_OUT_ROWS
-    # Notebooks 03 and 05 ask all of them, and 05 asks some once more in another language.
-    tokens = (2 * math.ceil(questions / profile.measure.batch_size) + 1) * profile.measure.max_new_tokens
-    slow, fast = (tokens * weights / (machine.bandwidth * reached) for reached in READING)
+    # Notebooks 03 and 05 ask all of them, and 05 asks some once more in another language. One question alone meets
+    # few of the experts.
+    rounds = 2 * math.ceil(questions / profile.measure.batch_size) + 1
+    alone = architecture.active_matrices(shape) + shape.vocab_size * shape.hidden_size
+    weights = rounds * architecture.parameters(shape) + SINGLE_REPLIES * alone
+    read = BYTES[profile.model.dtype] * profile.measure.max_new_tokens * weights
+    slow, fast = (read / (machine.bandwidth * reached) for reached in READING)
     return {
         "downloading": (download / NETWORK[1], download / NETWORK[0]),
         "loading": (LOADS * download / LOADING[1], LOADS * download / LOADING[0]),
@@ -460,7 +489,8 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     """
     lines = [_verdict(found), _room(found)]
     lines.append(
-        f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk, and {gb(found.ram)} of memory to load"
+        f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk, {gb(found.ram)} of RAM to load, and "
+        f"{gb(found.measuring)} to ask {found.profile.measure.batch_size} questions at once"
     )
     if not found.fits:
         return lines
@@ -474,26 +504,35 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
 
 
 def _times(found: Plan, price: float | None) -> list[str]:
-    if "training" not in found.seconds:
+    training = found.seconds.get("training")
+    if not training:
         return [f"training time {found.basis}"]
-    lines = [f"training takes {minutes(found.seconds['training'])} minutes: {found.basis}"]
+    lines = [f"training takes {minutes(training)} minutes: {found.basis}"]
     besides = [f"{name} {minutes(ends)}" for name, ends in found.seconds.items() if name != "training"]
-    if besides and found.total:
-        lines.append(f"besides, in minutes: {', '.join(besides)}; in all {minutes(found.total)}, and installing on top")
-        if price is not None:
-            low, high = (seconds / 3600 * price for seconds in found.total)
-            lines.append(f"all of it costs {low:.2f} to {high:.2f} at {price:g} an hour")
+    if found.total:
+        lines.append(
+            f"besides, in estimated minutes: {', '.join(besides)}; in all {minutes(found.total)}, and installing on top"
+        )
+    if price is not None:
+        low, high = (seconds / 3600 * price for seconds in found.total or training)
+        what = "all of it" if found.total else "training alone"
+        lines.append(f"{what} costs {low:.2f} to {high:.2f} at {price:g} an hour")
     return lines
 
 
 def _verdict(found: Plan) -> str:
     who = "a GPU" if found.machine.gpus else "the machine"
     needs = f"{gb(found.peak)} of {gb(found.machine.memory)} that {who} has"
-    if not found.fits:
+    if found.overflow:
         return f"does not fit: it takes {needs}; {found.overflow} ({gb(found.items[found.overflow])}) overflow it"
+    if not found.fits:
+        needs = f"{gb(found.measuring)} of {gb(found.machine.memory)}"
+        return f"does not fit: measuring takes {needs}; lower measure.batch_size"
     largest = max(found.items, key=lambda name: found.items[name])
     recompute = (
-        "; activations are recomputed, so it holds one layer's" if found.profile.train.activation_checkpointing else ""
+        "; activations are recomputed: only one layer's are held at a time"
+        if found.profile.train.activation_checkpointing
+        else ""
     )
     return f"fits: it takes {needs}, its largest part {largest} ({gb(found.items[largest])}){recompute}"
 

@@ -47,7 +47,7 @@ SHUTDOWN_S = 10  # for the other ranks, once one has failed
 LAST_WORDS_S = 5.0  # for the rank that this one has lost; it notices its kernel's end within a second or two
 ADVICE = {
     "FailOnRecompileLimitHit": 'flex attention met too many shapes; set model.attention = "eager" in your own profile',
-    "OutOfMemoryError": "lower train.per_device_batch, measure.batch_size or data.max_length in your own profile",
+    "OutOfMemoryError": "in a profile of yours, lower train.per_device_batch, or what [measure] does at once",
 }
 """What to do about an error of torch's, by its name."""
 _GO_ON = "run it again to go on from the last checkpoint"
@@ -156,7 +156,7 @@ def _processes(names: list[str], profile: Profile, console: Console) -> int:
     gpus = device.gpus()
     found = planner.processes(profile, gpus)
     if gpus > 1:
-        console.print(f"training on {found} of {gpus} GPUs, measuring on one; --nproc 1 trains on one, too")
+        console.print(f"training on {found} of {gpus} GPUs; --nproc asks for another number")
     return found
 
 

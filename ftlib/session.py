@@ -195,7 +195,7 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
     )
     _limit_waiting()
     if gpus > 1 and world_size == 1 and _executed_cells():
-        print(f"using one of {gpus} GPUs; to train on all of them: {session.command('run')}")
+        print(f"using one of {gpus} GPUs; to train on more: {session.command('run')}")
     if session.is_main and not manifest.is_complete(session.adapter_dir):
         session.keep_profile()
     _current = session

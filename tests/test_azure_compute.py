@@ -89,8 +89,8 @@ def test_without_gpus_the_quota_is_hinted_at(azure: pytest.MonkeyPatch) -> None:
 
 
 def test_a_small_disk_and_a_mounted_cache_are_named(azure: pytest.MonkeyPatch) -> None:
-    azure.setattr(shutil, "disk_usage", lambda folder: Usage(64e9, 44e9, 20e9))
-    assert found()["temporary disk"][1].startswith("make room for 30 GB of downloads")
+    azure.setattr(shutil, "disk_usage", lambda folder: Usage(64e9, 54e9, 10e9))
+    assert found()["temporary disk"][1].startswith("make room for 16 GB of downloads")
     for folder, kind in (("/mnt/run/huggingface", "fuse"), ("/mnt/share/hf/hub", "cifs")):
         azure.setattr(constants, "HF_HUB_CACHE", folder)
         said, verdict = found()["cache of downloads"]

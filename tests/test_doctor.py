@@ -1,6 +1,7 @@
 """A row for each thing that would go wrong later: "ok", or what to do; and never a traceback or a wait."""
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -124,8 +125,13 @@ def test_the_20b_profile_asks_for_a_gpu_memory_and_disk(
     assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
     large = profiles.load("gpt-oss-20b")
     planned = planner.plan(large, planner.rented(skus.get("Standard_NC96ads_A100_v4"), large))
-    assert found["memory"].found == "25 GB"
+    assert found["memory"].found == "no GPU"
     assert f"planned to take {planned.peak / 1e9:.0f} GB" in found["memory"].verdict, "the doctor and the plan agree"
+    gpu_machine(monkeypatch, 1)
+    assert rows("gpt-oss-20b")["memory"][1:] == (
+        "25 GB",
+        "training is planned to take 57 GB; first lower train.per_device_batch and data.max_length",
+    )
     assert found["disk for downloads"].found == "12 GB free"
     assert found["disk for downloads"].verdict.startswith("make room for 14 GB of downloads, or set HF_HOME")
     assert found["disk for outputs"].verdict == "ok"
@@ -165,6 +171,26 @@ def test_a_gpu_profile_is_refused_where_torch_sees_no_gpu(
     doctor.check_compute(profiles.load("tiny"))
 
 
+def test_a_driver_that_says_less_or_nothing_is_no_reason_to_refuse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Containers may lack nvidia-smi, an old driver may have a compatible CUDA beside it, and memory may be shared."""
+    monkeypatch.setattr(device, "gpus", lambda: 2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device.installed_gpus() == []
+    assert device.driver()[1] == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert device.visible_gpus() == ["0", "1"]
+    monkeypatch.setattr(device, "installed_gpus", lambda: [device.InstalledGpu("GB10", "470.1", 0, 0)])
+    assert device.driver()[1] == ""
+    monkeypatch.undo()
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GB10, 580.95.05, [N/A], [N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert device.installed_gpus() == [device.InstalledGpu("GB10", "580.95.05", 0, 0)]
+
+
 def test_a_gpu_profile_needs_a_compiler_and_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Triton, which computes the loss, would look for them in the middle of the first update."""
     gpu_machine(monkeypatch, 1)
@@ -189,6 +215,7 @@ def test_flex_attention_must_fail_where_it_would_stop_compiling(monkeypatch: pyt
     monkeypatch.setattr(config, "recompile_limit", 8)
     monkeypatch.setattr(config, "fail_on_recompile_limit_hit", False)
     assert rows("gpt-oss-20b-fast")["flex attention"].verdict.startswith("run start(profile) first")
+    doctor.check_compute(profiles.load("gpt-oss-20b-fast"))  # before a run: its kernels call start
     device.compile_for_many_shapes()
     assert rows("gpt-oss-20b-fast")["flex attention"] == ("flex attention", "compiled for up to 64 shapes", "ok")
 

@@ -210,16 +210,39 @@ def test_training_is_shared_and_the_rest_is_not(large: Profile) -> None:
 
 
 def test_measuring_takes_a_pass_over_the_weights_for_each_token_of_a_round(large: Profile) -> None:
-    """Two rounds of 120 questions and one of a few, 2,048 tokens each, 41.8 GB at 1,935 GB/s."""
+    """Two rounds of 120 questions and one of a few, 41.8 GB, and nine replies alone, 7.2 GB, at 1,935 GB/s."""
+    read = 2048 * (3 * 41.83 + 9 * 7.214)
     fast, slow = on_sku(large, SEED_MACHINE).seconds["measuring"]
-    assert fast == pytest.approx(3 * 2048 * 41.83 / (1935 * planner.READING[1]), rel=1e-3)
-    assert slow == pytest.approx(3 * 2048 * 41.83 / (1935 * planner.READING[0]), rel=1e-3)
+    assert fast == pytest.approx(read / (1935 * planner.READING[1]), rel=1e-3)
+    assert slow == pytest.approx(read / (1935 * planner.READING[0]), rel=1e-3)
     few = large.model_copy(update={"measure": large.measure.model_copy(update={"batch_size": 60})})
-    assert on_sku(few, SEED_MACHINE).seconds["measuring"][0] == pytest.approx(5 / 3 * fast)
+    more = 2048 * 2 * 41.83 / (1935 * planner.READING[1])
+    assert on_sku(few, SEED_MACHINE).seconds["measuring"][0] == pytest.approx(fast + more, rel=1e-3)
+
+
+def test_questions_that_would_not_fit_are_refused_as_a_batch_would_be(large: Profile) -> None:
+    many = large.model_copy(update={"measure": large.measure.model_copy(update={"batch_size": 1_000})})
+    found = on_sku(many, SEED_MACHINE)
+    assert (found.fits, found.overflow) == (False, "")
+    assert "measuring takes" in planner.explain(found)[0]
+    assert "lower measure.batch_size" in planner.explain(found)[0]
+
+
+def test_without_a_gpu_a_machine_to_rent_has_to_be_named(large: Profile) -> None:
+    with pytest.raises(
+        FtlibError, match="found none here, expected one; name a machine to rent, such as --sku Standard_"
+    ):
+        planner.this_machine(large, gpus=0)
+
+
+def test_a_price_is_answered_also_where_only_training_is_known(tmp_path: Path) -> None:
+    tiny = profiles.load("tiny")
+    found = planner.plan(tiny, planner.this_machine(tiny, gpus=0), rows_per_second=10.0)
+    assert planner.explain(found, price=36.0)[-1] == "training alone costs 1.00 to 1.00 at 36 an hour"
 
 
 def test_more_processes_than_gpus_are_refused(large: Profile) -> None:
-    with pytest.raises(FtlibError, match=r"--nproc 5: Standard_NC96ads_A100_v4 has 4 GPUs"):
+    with pytest.raises(FtlibError, match=r"--nproc 5: Standard_NC96ads_A100_v4 has 4 GPUs; expected 1 to 4 processes"):
         on_sku(large, SEED_MACHINE, nproc=5)
 
 

@@ -239,7 +239,10 @@ def test_without_a_gpu_nothing_is_begun(project: Path, notebook: str) -> None:
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        ("torch.OutOfMemoryError('CUDA out of memory')", "lower train.per_device_batch, measure.batch_size or"),
+        (
+            "torch.OutOfMemoryError('CUDA out of memory')",
+            "lower train.per_device_batch, or what [measure] does at once",
+        ),
         (
             "torch._dynamo.exc.FailOnRecompileLimitHit('Hard failure')",
             'set model.attention = "eager" in your own profile',

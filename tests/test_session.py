@@ -248,7 +248,8 @@ def test_one_process_uses_one_gpu_and_knows_of_the_others(run_python: RunPython,
     assert run_python(GPUS, **four_gpus) == [4, "0", "cuda:0", True]
     assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="2,3") == [2, "2", "cuda:0", True]
     assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="GPU-8a,GPU-9b,-1,0") == [2, "GPU-8a", "cuda:0", True]
-    assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES="")[:2] == [0, ""]
+    for nobody in ("", "NoDevFiles", "7", "-1,0"):
+        assert run_python(GPUS, **four_gpus, CUDA_VISIBLE_DEVICES=nobody)[:2] == [0, nobody]
 
 
 def test_each_of_several_ranks_has_a_gpu_of_its_own(run_python: RunPython, four_gpus: dict[str, str]) -> None:
@@ -268,7 +269,7 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
 print(json.dumps(printed.getvalue()))
 """
     said = run_python(told.format(cells=["start()"], profile="gpt-oss-20b"), **four_gpus)
-    assert said.startswith("using one of 4 GPUs; to train on all of them: ")
+    assert said.startswith("using one of 4 GPUs; to train on more: ")
     assert said.endswith("ftlib run --profile gpt-oss-20b\n")
     assert run_python(told.format(cells=[], profile="gpt-oss-20b"), **four_gpus) == "", "not a notebook"
     assert run_python(told.format(cells=["start()"], profile="tiny"), **four_gpus) == "", "tiny computes on the CPU"

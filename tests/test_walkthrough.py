@@ -222,8 +222,10 @@ def checked_outputs(path: Path) -> dict[str, list[Any]]:
     found = {}
     for cell in nbformat.read(path, as_version=4).cells:
         if "nbval-check-output" in cell.metadata.get("tags", []):
-            shown = [output.get("data", output.get("text")) for output in cell.outputs]
-            found[cell.source] = [text for text in shown if "image/png" not in text]
+            # What is printed comes in one piece or in several.
+            printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+            shown = [output.data for output in cell.outputs if "image/png" not in output.get("data", {"image/png": ""})]
+            found[cell.source] = [printed, *shown]
     return found
 
 

@@ -10,7 +10,7 @@ from ftlib import device
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")
 TEMPORARY = Path("/tmp")
-TEMPORARY_BYTES = 30e9
+TEMPORARY_BYTES = 16e9
 MOUNTS = Path("/proc/mounts")
 MOUNTED = ("fuse", "cifs", "nfs")
 Row = tuple[str, str, str]
@@ -43,10 +43,10 @@ def _free() -> Row:
     gpus = device.installed_gpus()
     if not gpus:
         return "GPUs", "none", "use a GPU size; where Azure refuses it, ask for quota in the studio: it starts at 0"
-    shares = [gpu.free / gpu.memory for gpu in gpus]
-    found = f"{len(gpus)}, {min(shares):.0%} of memory free"
+    share = min((gpu.free / gpu.memory for gpu in gpus if gpu.memory), default=1.0)
+    found = f"{len(gpus)}, {share:.0%} of memory free"
     busy = "another kernel or process holds memory: shut it down, `nvidia-smi` names it"
-    return "GPUs", found, OK if min(shares) > 0.95 else busy
+    return "GPUs", found, OK if share > 0.95 else busy
 
 
 def _temporary_disk() -> Row:
