@@ -195,3 +195,25 @@ def test_merging_changes_nothing_but_the_last_digits(
     assert not any("lora" in name for name, _ in merged.named_parameters())
     before, after = (each.model.layers[3].mlp.experts.down_proj for each in (base_model, merged))
     assert not torch.equal(before, after), "the experts were merged, too"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_model_answers_the_same_up_to_rounding(
+    dtype: torch.dtype, model: GptOssForCausalLM, with_adapter: WithAdapter
+) -> None:
+    adapted = with_adapter(model.to(dtype))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        with adapted.disable_adapter():
+            without = adapted(ids).logits
+        unmerged = adapted(ids).logits
+        merged = adapted.merge_and_unload()(ids).logits
+    assert 0 < adapters.check_merged(unmerged, merged) < 0.05 * unmerged.abs().max()
+    with pytest.raises(
+        FtlibError, match=r"the merged model answers otherwise: found logits .* apart, expected at most"
+    ):
+        adapters.check_merged(unmerged, without)

@@ -7,6 +7,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from conftest import HANGING_S
 from datasets import Dataset
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExecutePreprocessor
@@ -300,7 +301,7 @@ def test_the_progress_is_gone_when_all_is_done() -> None:
         cells=[nbformat.v4.new_code_cell(code) for code in (PREPARED, DONE, BROKEN_OFF)]
     )
     settings = Config({"KernelManager": {"transport_encryption": "auto"}})
-    ExecutePreprocessor(timeout=120, allow_errors=True, config=settings).preprocess(notebook)
+    ExecutePreprocessor(timeout=HANGING_S, allow_errors=True, config=settings).preprocess(notebook)
     bar, result = notebook.cells[1].outputs
     assert bar.data == {"text/html": "", "text/plain": ""}
     assert result.data["text/plain"] == "(5, 12)"

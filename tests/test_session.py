@@ -282,6 +282,18 @@ def test_without_a_gpu_no_model_is_loaded(run_python: RunPython) -> None:
     assert "expected one; use a machine with an NVIDIA GPU" in message
 
 
+def test_a_profile_with_flex_attention_stops_where_it_would_no_longer_compile(run_python: RunPython) -> None:
+    told = """
+import json
+from ftlib import start
+start("{profile}")
+from torch._dynamo import config
+print(json.dumps([config.recompile_limit, config.fail_on_recompile_limit_hit]))
+"""
+    assert run_python(told.format(profile="gpt-oss-20b-fast")) == [64, True]
+    assert run_python(told.format(profile="gpt-oss-20b")) == [8, False], "others compile as torch has it"
+
+
 def test_another_rank_writes_nothing(run_python: RunPython, project: Path) -> None:
     environment = TWO_RANKS | {"RANK": "5", "WORLD_SIZE": "8"}
     assert run_python(RANKS.format(profile="gpt-oss-20b", more=0), **environment) == [5, 1, 8, False, 0]
@@ -303,11 +315,8 @@ def test_a_record_that_is_not_there_names_the_notebook_to_run(run_python: RunPyt
 
 def test_importing_the_package_imports_nothing_heavy(run_python: RunPython) -> None:
     heavy = {"torch", "transformers", "datasets", "huggingface_hub", "peft", "trl", "trackio", "pandas", "matplotlib"}
-    loaded, seconds = run_python(
-        "import json, sys, time; import ftlib; print(json.dumps([sorted(sys.modules), time.process_time()]))"
-    )
+    loaded = run_python("import json, sys; import ftlib; print(json.dumps(sorted(sys.modules)))")
     assert heavy & set(loaded) == set()
-    assert seconds < 2, "half a second of a quiet machine is what is wanted"
 
 
 @pytest.mark.parametrize(
