@@ -89,10 +89,7 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
         for name, value in settings.items()
         if name in UV_NAMES
     }
-    # pip compiles all that it installs, uv nothing, which is faster: imports compile what they use and keep it. Where
-    # PYTHONDONTWRITEBYTECODE forbids them to, every process would compile anew.
-    compiled = {"UV_COMPILE_BYTECODE": "true"} if sys.dont_write_bytecode else {}
-    return LIKE_PIP | compiled | told | dict(os.environ)
+    return LIKE_PIP | told | dict(os.environ)
 
 
 def nvidia_driver() -> str:

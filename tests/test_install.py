@@ -131,10 +131,8 @@ def test_uv_is_told_what_pip_is_told(project: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PIP_TRUSTED_HOST", "e.example f.example")
     monkeypatch.setenv("UV_INDEX_URL", "https://own.example/simple")
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     told = install.uv_environment(install.pip_settings())
     expected = {
-        "UV_COMPILE_BYTECODE": "true",
         "UV_EXTRA_INDEX_URL": "https://b.example https://c.example",
         "UV_FIND_LINKS": "second,third",
         "UV_INDEX_URL": "https://own.example/simple",
