@@ -12,8 +12,7 @@ NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-key
 # A file's tests share what they prepare, so a file stays on one worker; and two workers with a thread each finish sooner.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder
 
-# uv compiles nothing that it installs: imports compile what they use and keep it. Containers often forbid them to keep
-# it, and every kernel would compile all of it anew.
+# Containers often forbid Python to keep what it compiles; then every kernel would compile all libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

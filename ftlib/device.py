@@ -143,9 +143,9 @@ def describe(use_cpu: bool = False, count: int = 1) -> str:
         use_cpu: name the CPU even where there is a GPU, as for a profile that leaves it idle.
         count: how many GPUs compute together.
     """
-    import torch
+    if not use_cpu and gpus():
+        import torch
 
-    if gpus() and not use_cpu:
         return f"{count} × {torch.cuda.get_device_name(0)}"
     return f"{os.cpu_count()} cores of {_processor()}"
 
@@ -159,9 +159,9 @@ def _processor() -> str:
 
 def memory_bytes(use_cpu: bool = False) -> int:
     """Memory to compute in: of one GPU where there is one, else, or with `use_cpu`, of the machine."""
-    import torch
+    if not use_cpu and gpus():
+        import torch
 
-    if gpus() and not use_cpu:
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
