@@ -155,8 +155,8 @@ def install_with_uv() -> None:
             raise
         say(f"That build cannot be had ({error}): torch comes from where pip finds it, on Linux with gigabytes of CUDA")
         uv("-r", LOCK)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    compiling = [subprocess.Popen([sys.executable, "-c", f"import {modules}"], **quiet) for modules in IMPORTED]
+    commands = [[sys.executable, "-c", f"import {modules}"] for modules in IMPORTED]
+    compiling = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
     uv(*FTLIB)
     for process in compiling:
         process.wait()
