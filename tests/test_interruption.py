@@ -1,6 +1,6 @@
 """Training killed at any moment and run again gives the adapter of an undisturbed run, on one process and on two.
 
-Notebook 04 runs as it is, but for its plots: ten updates, or in the slow tests all of the tiny profile's.
+Notebook 04 runs as it is, but for its plots, and for ten updates.
 """
 
 import hashlib
@@ -194,9 +194,8 @@ def kill_while_writing(training: Training, chance: random.Random, checkpoint: in
 @pytest.mark.slow
 @pytest.mark.timeout(8 * HANGING_S)
 def test_twenty_kills_change_nothing(project: Path) -> None:
-    """The whole training of the tiny profile."""
     chance = random.Random(1)
-    undisturbed = Training(project, "tiny", "undisturbed")
+    undisturbed = Training(project, "brief.toml", "twenty-undisturbed")
     launch = undisturbed.start()
     wait_until(undisturbed.has_begun, launch)
     began = time.monotonic()
@@ -204,7 +203,7 @@ def test_twenty_kills_change_nothing(project: Path) -> None:
     seconds = time.monotonic() - began
     half_written = killed = 0
     for number in range(20):
-        training = Training(project, "tiny", f"killed-{number}")
+        training = Training(project, "brief.toml", f"killed-{number}")
         if number % 2:
             killed += kill_while_writing(training, chance, checkpoint=1 + number // 2 % 3)
         else:
@@ -253,12 +252,11 @@ def run_to_the_end(training: Training, undisturbed: Training) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * HANGING_S)
-@pytest.mark.parametrize("profile", ["brief.toml", "tiny"])
-def test_five_times_a_rank_is_killed_and_the_next_sitting_goes_on(project: Path, profile: str) -> None:
+def test_five_times_a_rank_is_killed_and_the_next_sitting_goes_on(project: Path) -> None:
     """One training in six sittings, each killed at the start, or once training has begun, in turn; and on two nodes."""
     chance, killed, latest = random.Random(0), 0, 0
     undisturbed, training, apart = (
-        Training(project, profile, name) for name in ("two-ranks-undisturbed", "two-ranks-killed", "two-nodes")
+        Training(project, "brief.toml", name) for name in ("two-ranks-undisturbed", "two-ranks-killed", "two-nodes")
     )
     undisturbed.start_ranks().succeed()
     for number, victim in enumerate(VICTIMS):
