@@ -211,12 +211,12 @@ def test_flex_attention_must_fail_where_it_would_stop_compiling(monkeypatch: pyt
 
     gpu_machine(monkeypatch, 1)
     monkeypatch.setattr(device, "memory_bytes", lambda use_cpu: 80e9)
-    monkeypatch.setattr(config, "recompile_limit", 8)
-    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", False)
-    assert rows("gpt-oss-20b-fast")["flex attention"].verdict.startswith("run start(profile) first")
-    doctor.check_compute(profiles.load("gpt-oss-20b-fast"))  # before a run: its kernels call start
-    device.compile_for_many_shapes()
-    assert rows("gpt-oss-20b-fast")["flex attention"] == ("flex attention", "compiled for up to 64 shapes", "ok")
+    # Not by monkeypatch, which would delete what torch keeps in a place of its own.
+    with config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        assert rows("gpt-oss-20b-fast")["flex attention"].verdict.startswith("run start(profile) first")
+        doctor.check_compute(profiles.load("gpt-oss-20b-fast"))  # before a run: its kernels call start
+        device.compile_for_many_shapes()
+        assert rows("gpt-oss-20b-fast")["flex attention"] == ("flex attention", "compiled for up to 64 shapes", "ok")
 
 
 def test_what_is_downloaded_already_needs_no_more_room(
