@@ -10,7 +10,8 @@ NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-key
 	"metadata.papermill metadata.language_info.version cell.metadata.papermill"
 
 # A file's tests share what they prepare, so a file stays on one worker; and two workers with a thread each finish sooner.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder
+# A make that a test runs gets none of this one's flags.
+PYTEST := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder
 
 # Containers often forbid Python to keep what it compiles; then every kernel would compile all libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
