@@ -73,7 +73,7 @@ class Launch:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, timeout=1)
-        self._process.communicate()
+        self._process.wait()
 
     def end(self) -> tuple[int, str]:
         """Wait until it is over and nobody is left; returns its exit code and what it said of an error."""
