@@ -33,6 +33,9 @@ LONGEST_FIRST = (
     "test_runner",
     "test_bench",
     "test_own_data",
+    "test_session",
+    "test_gpu_facts",
+    "test_install",
 )
 NOWHERE = "http://127.0.0.1:9"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
