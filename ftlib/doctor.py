@@ -126,6 +126,8 @@ def _compute(profile: Profile) -> list[Check]:
 def _gpu() -> Check:
     installed, (found, advice) = device.installed_gpus(), device.driver()
     named = f"{len(installed)} × {installed[0].name}" if installed else "no GPU"
+    if not installed and device.gpus():  # as in a container without nvidia-smi
+        named = device.describe(count=device.gpus())
     return Check("device", f"{named}, {found}", advice or OK)
 
 

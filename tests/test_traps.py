@@ -7,7 +7,7 @@ Shown elsewhere, with their guards:
 - `target_parameters` that match nothing; a base that is still packed; merging of expert adapters .... test_adapters
 - `thinking: null`; sampling switched on by the published generation config; the cache switched off . test_generation
 - the card that named the seed author's data set; `training_args.bin` ................................. test_publish
-- HF_ENDPOINT and HF_HOME read at import; the person's token; `device_map="auto"` under DDP ........... test_session
+- HF_ENDPOINT and HF_HOME read at import; the person's token; one process, one GPU .................... test_session
 - the date pin itself; channels read from text that keeps its markers ................................. test_harmony
 - `"1e-4"` as text ................................................................................... test_profiles
 - an environment without Python; a lock with CUDA's packages ......................................... test_packaging
