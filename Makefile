@@ -75,7 +75,7 @@ lock: $(INSTALLED) ## write requirements.lock and environment.yml from pyproject
 		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml
 
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
-	@$(BIN)/python -P ftlib/install.py
+	@$(BIN)/python -P ftlib/machine/install.py
 	@touch $@
 
 $(BIN)/python:

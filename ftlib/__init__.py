@@ -3,6 +3,6 @@
 Importing it is quick: torch and the libraries around it come in only where a function needs them.
 """
 
-from ftlib.session import Session, start
+from ftlib.session.session import Session, start
 
 __all__ = ["Session", "start"]

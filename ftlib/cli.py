@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError
-from ftlib.redaction import redact
+from ftlib.session.redaction import redact
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(azure, name="azure")
@@ -32,21 +32,24 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on with a training that was interrupted, or train again.")] = True,
 ) -> None:
     """Run notebooks headlessly; each executed one is kept in outputs/<profile>/notebooks."""
-    from ftlib import report, runner
+    from ftlib.runner import execution, report
 
     # Of several ranks only the first speaks; what went wrong on another one comes as an error.
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
-    output_dir = runner.run(notebooks or [], profile, output_root, nproc, resume, console)
+    output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
         index = report.write(output_dir)
         console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False, soft_wrap=True)
-        console.print(f"Report: {runner.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True)
+        console.print(
+            f"Report: {execution.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
 def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Push a run's finished adapter to the Hub, as notebook 05 does; a push that failed may be repeated at any time."""
-    from ftlib import publish, start
+    from ftlib import start
+    from ftlib.model import publish
 
     session = start(profile, output_root)
     print(publish.push(session.profile, session.adapter_dir, session.command("push")))
@@ -65,8 +68,8 @@ def plan(
     from ftlib import start
 
     session = start(profile, output_root)
-    from ftlib import planner
     from ftlib.azureml import skus
+    from ftlib.machine import planner
 
     wanted = session.profile
     on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
@@ -90,7 +93,7 @@ def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
     from ftlib import start
 
     session = start(profile, output_root)
-    from ftlib import doctor
+    from ftlib.machine import doctor
 
     checks = doctor.report(session.profile, session.output_dir)
     table = Table("check", "found", "verdict")
@@ -112,8 +115,8 @@ def bench(
     from ftlib import start
 
     session = start(profile, output_root)
-    from ftlib import bench
-    from ftlib.runner import shown
+    from ftlib.runner import bench
+    from ftlib.runner.execution import shown
 
     console = Console()
     result = bench.run(profile, levers, rounds, updates, console)
@@ -126,9 +129,9 @@ def bench(
 def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Write the HTML report of a run from its notebooks and records."""
     from ftlib import profiles
-    from ftlib.report import write
-    from ftlib.runner import shown
-    from ftlib.session import project_root
+    from ftlib.runner.execution import shown
+    from ftlib.runner.report import write
+    from ftlib.session.session import project_root
 
     print(shown(write(project_root() / output_root / profiles.load(profile).name)))
 

@@ -1,5 +1,7 @@
 """The one kind of error that a person is meant to read."""
 
+import difflib
+
 
 class FtlibError(Exception):
     """A mistake or a missing prerequisite, told in one line: what was found, what was expected, what to do next."""
@@ -7,3 +9,9 @@ class FtlibError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Let Jupyter print the line alone: the frames below it would only point into ftlib."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """A hint for a name that is not valid: the valid one that looks most like it, or all of them."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid are {valid}"

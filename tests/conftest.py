@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import HANGING_S, NOTEBOOKS, ROOT
 
-from ftlib import cells
+from ftlib.runner import cells
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
-# A command that takes so many seconds hangs, however slow the machine and whoever else computes on it.
-HANGING_S = 1200.0
 LONGEST_FIRST = (
     "test_walkthrough",
     "test_interruption",
@@ -106,7 +103,7 @@ def shipped_tokenizer() -> "PreTrainedTokenizerFast":
 @pytest.fixture(scope="session")
 def tokenizer(shipped_tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
     """The shipped tokenizer with its date pinned, as in the notebooks; not to be changed."""
-    from ftlib.harmony import pin_date
+    from ftlib.dataset.harmony import pin_date
 
     pinned = copy.deepcopy(shipped_tokenizer)
     pinned.chat_template = pin_date(shipped_tokenizer.chat_template, "2025-08-05")
@@ -136,7 +133,7 @@ def with_adapter() -> "Callable[..., PeftModel]":
     """Puts a fresh LoRA on a model, shaped as the notebook shapes it."""
     from peft import LoraConfig, get_peft_model
 
-    from ftlib.adapters import expert_target_parameters
+    from ftlib.model.adapters import expert_target_parameters
 
     def wrap(model: "GptOssForCausalLM", target_parameters: list[str] | None = None) -> "PeftModel":
         expert_tensors = expert_target_parameters([1, 3], 4) if target_parameters is None else target_parameters
@@ -218,15 +215,3 @@ def run_python(project: Path) -> Callable[..., Any]:
         return json.loads(result.stdout.splitlines()[-1])
 
     return run
-
-
-def write_notebook(project: Path, name: str, *cells: str) -> None:
-    """Write a small notebook in place of a real one, to be run by `ftlib run`."""
-    import nbformat
-
-    defaults = 'profile = ""\noutput_root = ""\nresume = True'
-    parameters = nbformat.v4.new_code_cell(defaults, metadata={"tags": ["parameters"]})
-    title = nbformat.v4.new_markdown_cell(f"# {name}")
-    notebook = nbformat.v4.new_notebook(cells=[title, parameters, *map(nbformat.v4.new_code_cell, cells)])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")

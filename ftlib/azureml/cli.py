@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftlib.errors import FtlibError
-from ftlib.redaction import redact
+from ftlib.session.redaction import redact
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Files = Annotated[list[str], typer.Argument(help="Shipped names (see `ftlib azure validate`) or paths of .yml files.")]

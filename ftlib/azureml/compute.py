@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ftlib import device
+from ftlib.session import device
 
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")

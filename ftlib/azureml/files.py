@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from ftlib.errors import FtlibError
-from ftlib.profiles import nearest
+from ftlib.errors import FtlibError, nearest
 
 FOLDER = Path(__file__).parent
 EXTRA = "azure-ai-ml is not installed; run `pip install -e '.[azure]'`"

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ftlib.errors import FtlibError
-from ftlib.profiles import nearest
+from ftlib.errors import FtlibError, nearest
 
 TABLE = Path(__file__).with_name("skus.toml")
 

@@ -15,9 +15,9 @@ import yaml
 
 from ftlib import profiles
 from ftlib.azureml import files, skus
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import Profile
-from ftlib.redaction import redact
+from ftlib.session.redaction import redact
 
 LONGEST_JOB_S = 7 * 24 * 3600  # a low-priority machine is given no longer
 LONGEST_IDLE_S = 1800
@@ -184,7 +184,7 @@ def _size(key: str, required: bool) -> Callable[[File], Found]:
             if required:
                 yield key, f"found none; expected a machine of {skus.TABLE.name}"
         elif _sku(size) is None:
-            close = profiles.nearest(str(size), list(skus.load()))
+            close = nearest(str(size), list(skus.load()))
             yield key, f"found {size!r}, which is not in {skus.TABLE.name}; {close}"
 
     return check
@@ -232,7 +232,7 @@ def _job_compute(file: File) -> Found:
         known = [f"azureml:{name}" for name in _clusters(file)]
         yield (
             "compute",
-            f"found {compute!r}, which no file beside this one makes; {profiles.nearest(str(compute), known)}",
+            f"found {compute!r}, which no file beside this one makes; {nearest(str(compute), known)}",
         )
     if compute is not None and file.get("queue_settings.job_tier") is not None:
         yield "queue_settings.job_tier", "has no effect on a cluster; leave compute out, or name a low-priority cluster"
@@ -262,7 +262,7 @@ def _job_profile(file: File) -> Found:
         yield "inputs.profile", str(profile)
     elif profile:
         try:
-            profile.train.accumulation_steps(_processes(file) * file.whole("resources.instance_count", 1))
+            profile.accumulation_steps(_processes(file) * file.whole("resources.instance_count", 1))
         except FtlibError as error:
             yield "resources.instance_count", str(error)
 

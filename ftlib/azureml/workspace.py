@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftlib.azureml import files
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
-from ftlib.session import project_root
+from ftlib.session.session import project_root
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -160,7 +160,7 @@ def download(client: "MLClient", job: str, folder: Path) -> Path:
 
 def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     """How the model file reads for the adapter that a job trained on a profile."""
-    lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.alpha)}
+    lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.lora_alpha)}
     base = {"base_model": profile.hub.model, "base_revision": profile.hub.model_revision}
     data = {"dataset": profile.data.shown, "dataset_revision": profile.data.revision or "local"}
     return {

@@ -1,11 +1,12 @@
 """Profiles: every value in which a rehearsal on a laptop and a run on the A100s differ, and nothing else.
 
-A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; a person's own file may say `extends = "gpt-oss-20b"`
-and only what differs. The comments in the shipped files say what changing a value does.
+A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; your own file may say `extends = "gpt-oss-20b"` and only
+what differs. The comments in the shipped files say what changing a value does.
+
+`[train]` and `[lora]` are passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept can be set.
 """
 
 import contextlib
-import difflib
 import re
 import tomllib
 from datetime import date
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, nearest
+from ftlib.profiles import library
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +30,45 @@ REPO_ID = r"^[\w.-]+/[\w.-]+$"
 RepoId = Annotated[str, Field(pattern=REPO_ID)]
 Attention = Literal["eager", "flex_attention"]
 Experts = Literal["eager", "grouped_mm", "batched_mm"]
+Dtype = Literal["bfloat16", "float32"]
 # What a data set's columns hold, for one whose columns are named otherwise.
 ColumnRole = Literal["prompt", "response", "system", "thinking", "reasoning_language"]
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # A value and the commit that it is pinned to: who names another value does not inherit the old one's commit.
 PINNED = {"model": "model_revision", "dataset": "revision"}
+# The sections that are a library call's arguments.
+CALLS = {"lora": "LoraConfig", "train": "SFTConfig"}
+# Arguments that notebook 4 fills in, or that a profile must not decide: another's code, another's account.
+SET_BY_NOTEBOOK = {
+    "lora": {"target_parameters", "revision", "task_type"},
+    "train": {
+        *("output_dir", "gradient_accumulation_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint"),
+        *("report_to", "project", "run_name", "trackio_static_space_id", "ddp_find_unused_parameters", "padding_free"),
+        *("trust_remote_code", "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"),
+    },
+}
+# What values were called before November 2026.
+RENAMED = {
+    "data.assistant_only_loss": "train.assistant_only_loss",
+    "data.max_length": "train.max_length",
+    "lora.alpha": "lora.lora_alpha",
+    "lora.dtype": "recipe.adapter_dtype",
+    "lora.expert_layers": "recipe.expert_layers",
+    "measure.attention": "measure.attn_implementation",
+    "measure.experts": "measure.experts_implementation",
+    "model.attention": "model.attn_implementation",
+    "model.experts": "model.experts_implementation",
+    "train.checkpoint_steps": "train.save_steps",
+    "train.effective_batch": "recipe.effective_batch_size",
+    "train.epochs": "train.num_train_epochs",
+    "train.min_learning_rate_share": "train.lr_scheduler_kwargs.min_lr_rate",
+    "train.optimizer": "train.optim",
+    "train.padding_free": "recipe.padding_free",
+    "train.per_device_batch": "train.per_device_train_batch_size",
+    "train.sampling": "train.train_sampling_strategy",
+    "train.schedule": "train.lr_scheduler_type",
+    "train.warmup_share": "train.warmup_steps",
+}
 
 
 def is_local_path(dataset: str) -> bool:
@@ -64,7 +100,7 @@ class Hub(Section):
 
 
 class Data(Section):
-    """What is read, how much of a conversation, what of it is trained on, and what is kept for measuring.
+    """What is read, and what of it is held out for measuring.
 
     `dataset` is a Hub id with its `revision`, or the path of a local file or folder, which has none.
     """
@@ -73,9 +109,7 @@ class Data(Section):
     revision: Commit | None = None
     columns: dict[ColumnRole, str]
     on_bad_row: Literal["stop", "drop"]
-    assistant_only_loss: bool
     held_out_share: Share
-    max_length: PositiveInt
     template_date: Annotated[str, AfterValidator(_real_day)]
 
     @property
@@ -106,65 +140,59 @@ class Data(Section):
 
 
 class Model(Section):
-    """How the base model is held in memory, and how it computes while it trains."""
+    """How the base model is held in memory, and how it computes while it trains, as `from_pretrained` names it."""
 
-    dtype: Literal["bfloat16", "float32"]
-    attention: Attention
-    experts: Experts
+    dtype: Dtype
+    attn_implementation: Attention
+    experts_implementation: Experts
+
+
+class Recipe(Section):
+    """What no single library call takes: how rows are batched, and where the adapter reaches."""
+
+    effective_batch_size: PositiveInt
+    padding_free: bool
+    expert_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
+    adapter_dtype: Dtype
 
 
 class Lora(Section):
-    """The shape of the adapter."""
+    """Arguments of peft's `LoraConfig`; any other that it accepts may be added."""
+
+    model_config = ConfigDict(extra="allow")
 
     r: PositiveInt
-    alpha: PositiveInt
+    lora_alpha: PositiveInt
     target_modules: str
-    expert_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
-    dtype: Literal["bfloat16", "float32"]
 
 
 class Train(Section):
-    """The recipe of the fine-tuning."""
+    """Arguments of trl's `SFTConfig`; any other that it accepts may be added."""
+
+    model_config = ConfigDict(extra="allow")
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    epochs: PositiveInt
-    effective_batch: PositiveInt
-    per_device_batch: PositiveInt
-    warmup_share: Share
-    schedule: Literal["cosine_with_min_lr", "cosine_warmup_with_min_lr"]
-    min_learning_rate_share: Share
-    optimizer: Literal["adamw_torch", "adamw_torch_fused"]
-    sampling: Literal["random", "group_by_length"]
-    padding_free: bool
+    num_train_epochs: PositiveInt
+    per_device_train_batch_size: PositiveInt
+    max_length: PositiveInt
+    assistant_only_loss: bool
+    warmup_steps: Annotated[float, Field(ge=0)]
+    lr_scheduler_type: str
+    lr_scheduler_kwargs: dict[str, float]
+    optim: str
+    train_sampling_strategy: Literal["random", "group_by_length"]
     activation_checkpointing: bool
     bf16: bool
     use_cpu: bool
-    checkpoint_steps: PositiveInt
+    save_steps: PositiveInt
     seed: Annotated[int, Field(ge=0)]
-
-    def accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches to gather before each update, so that one process and many train the same thing.
-
-        Args:
-            world_size: number of training processes, one a GPU.
-
-        Raises:
-            FtlibError: `effective_batch` is not a multiple of `per_device_batch × world_size`.
-        """
-        rows = self.per_device_batch * world_size
-        if self.effective_batch % rows:
-            raise FtlibError(
-                f"train.effective_batch {self.effective_batch} is not a multiple of per_device_batch × processes = "
-                f"{self.per_device_batch} × {world_size} = {rows}; change one of the three"
-            )
-        return self.effective_batch // rows
 
 
 class Measure(Section):
     """How the model is asked and scored before and after training; what it learns does not depend on it."""
 
-    attention: Attention
-    experts: Experts
+    attn_implementation: Attention
+    experts_implementation: Experts
     batch_size: PositiveInt
     max_new_tokens: PositiveInt
     score_batch_size: PositiveInt
@@ -183,6 +211,7 @@ class Profile(Section):
     hub: Hub
     data: Data
     model: Model
+    recipe: Recipe
     lora: Lora
     train: Train
     measure: Measure
@@ -191,11 +220,28 @@ class Profile(Section):
     @model_validator(mode="after")
     def _can_be_computed(self) -> Self:
         for section in ("model", "measure"):
-            if self.train.use_cpu and getattr(self, section).attention == "flex_attention":
+            if self.train.use_cpu and getattr(self, section).attn_implementation == "flex_attention":
                 raise ValueError(
-                    f"{section}.attention = 'flex_attention' computes on a GPU alone; use \"eager\" with train.use_cpu"
+                    f"{section}.attn_implementation = 'flex_attention' needs a GPU; use \"eager\" with train.use_cpu"
                 )
         return self
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Micro-batches to gather before each update, so that one process and many train the same thing.
+
+        Args:
+            world_size: number of training processes, one a GPU.
+
+        Raises:
+            FtlibError: the effective batch is not a multiple of what all processes hold at once.
+        """
+        wanted, held = self.recipe.effective_batch_size, self.train.per_device_train_batch_size
+        if wanted % (held * world_size):
+            raise FtlibError(
+                f"recipe.effective_batch_size {wanted} is not a multiple of train.per_device_train_batch_size × "
+                f"processes = {held} × {world_size} = {held * world_size}; change one of the three"
+            )
+        return wanted // (held * world_size)
 
 
 def shipped() -> list[str]:
@@ -210,10 +256,34 @@ def load(name: str | Path) -> Profile:
         FtlibError: no such profile, not TOML, an unknown key, a wrong type or value, or a file that extends itself.
     """
     values = _read(str(name), seen=())
+    _check_names(str(name), values)
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
         raise FtlibError(f"profile {name}: {_explain(error)}") from None
+
+
+def _check_names(profile: str, values: dict[str, Any]) -> None:
+    """Refuse yesterday's names, and what the library calls do not accept."""
+    sections = {section: keys for section, keys in values.items() if isinstance(keys, dict)}
+    for name, new in RENAMED.items():
+        section, key = name.split(".")
+        if key in sections.get(section, {}):
+            raise FtlibError(f"profile {profile}: {name} is now called {new}; rename it")
+    for section, call in CALLS.items():
+        own = _model_of(section).model_fields
+        known = sorted(library.fields(call).keys() - SET_BY_NOTEBOOK[section])
+        for key, value in sections.get(section, {}).items():
+            if key in SET_BY_NOTEBOOK[section]:
+                raise FtlibError(f"profile {profile}: {section}.{key} is not a profile's to decide; leave it out")
+            if key not in known:
+                raise FtlibError(f"profile {profile}: {call} has no argument {key}; {nearest(key, known)}")
+            if key not in own and (expected := library.accepts(call, key, value)):
+                raise FtlibError(f"profile {profile}: {section}.{key} = {value!r}: {expected[0].lower()}{expected[1:]}")
+
+
+def _model_of(section: str) -> Any:
+    return Profile.model_fields[section].annotation
 
 
 def compare(first: str, second: str) -> "pd.DataFrame":
@@ -294,9 +364,7 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *section, key = first["loc"]
-        model: Any = Profile
-        for part in section:
-            model = model.model_fields[str(part)].annotation
+        model = _model_of(str(section[0])) if section else Profile
         return f"unknown key {where}; {nearest(str(key), list(model.model_fields))}"
     if first["type"] == "missing":
         return f"{where} is missing; add it, or let the file extend one of {shipped()}"
@@ -311,11 +379,9 @@ def _explain(error: ValidationError) -> str:
 
 def section_of(key: str) -> str:
     """The section of a profile that has a key, such as "train" for "learning_rate"; "" where none has."""
-    sections = {name: field.annotation for name, field in Profile.model_fields.items()}
-    return next((name for name, model in sections.items() if key in getattr(model, "model_fields", {})), "")
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """A hint for a name that is not valid: the valid one that looks most like it, or all of them."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"valid are {valid}"
+    for section in Profile.model_fields:
+        if key in getattr(_model_of(section), "model_fields", {}) or (
+            section in CALLS and key in library.fields(CALLS[section])
+        ):
+            return section
+    return ""

@@ -33,7 +33,6 @@ from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreT
 from transformers.utils import logging as transformers_logging
 from trl.chat_template_utils import gptoss_chat_template
 
-from ftlib.harmony import pin_date
 from ftlib.rehearsal import ASSETS, corpus, mxfp4
 
 MANIFEST = "manifest.json"
@@ -102,7 +101,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def _render(tokenizer: PreTrainedTokenizerFast, document: list[dict[str, Any]] | str, recipe: Recipe) -> str:
     if isinstance(document, str):
         return document + "<|endoftext|>"
-    template = pin_date(gptoss_chat_template, recipe.template_date)
+    template = gptoss_chat_template.replace('strftime_now("%Y-%m-%d")', f"{recipe.template_date!r}")
     return str(tokenizer.apply_chat_template(document, tokenize=False, chat_template=template))
 
 

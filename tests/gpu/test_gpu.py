@@ -19,14 +19,19 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from helpers import ROOT
+from helpers.rig import CHECKPOINT_AFTER, Figures, Rig, write_checkpoint
 from rich.console import Console
-from rig import CHECKPOINT_AFTER, ROOT, Figures, Rig, write_checkpoint
 from safetensors import safe_open
 from transformers import AutoTokenizer
 from trl.kernels import chunked_logprob
 
-from ftlib import architecture, bench, data, device, doctor, evaluation, harmony, hub_access, planner
+from ftlib.dataset import harmony, prepare
+from ftlib.machine import doctor, planner
+from ftlib.model import architecture, evaluation
 from ftlib.rehearsal import mxfp4
+from ftlib.runner import bench
+from ftlib.session import device, hub_client
 
 pytestmark = pytest.mark.gpu
 
@@ -87,7 +92,7 @@ def trained(rig: Rig, checkpoint: Path) -> Train:
 
     def train(recipe: str, run: str, killed: int = 0, stopped: int = 0) -> dict[str, Any]:
         if (run, killed) not in done:
-            script = Path(__file__).with_name("training.py")
+            script = ROOT / "tests/helpers/gpu_training.py"
             command = [sys.executable, *map(str, (script, rig.name, rig.folder, recipe, run, killed, stopped))]
             ended = subprocess.run(command, capture_output=True, text=True, env=environment)
             assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stderr[-4000:]
@@ -166,12 +171,12 @@ class TestLoaded:
     ) -> None:
         loaded["model"].set_experts_implementation(experts)
         settings = rig.recipe.measure.model_copy(update={"batch_size": batch})
-        rows = data.held_out_questions().select(range(questions))
+        rows = prepare.held_out_questions().select(range(questions))
         held = free()
         if rig.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        results = evaluation.evaluate(loaded["model"], self.tokenizer(rig), rows, settings, rig.recipe.data.max_length)
+        results = evaluation.evaluate(loaded["model"], self.tokenizer(rig), rows, settings, rig.recipe.train.max_length)
         seconds = time.monotonic() - started
         above = torch.cuda.max_memory_allocated() - held if rig.on_gpu else 0
         speed = questions * settings.max_new_tokens / seconds
@@ -188,7 +193,7 @@ class TestLoaded:
     def test_both_backends_of_the_experts_compute_the_same(self, rig: Rig, loaded: dict[str, Any], tell: Tell) -> None:
         """Each layer from the same input, and all of them from the same questions."""
         model, tokenizer = loaded["model"], self.tokenizer(rig)
-        rows = data.held_out_questions().select(range(16))
+        rows = prepare.held_out_questions().select(range(16))
         prompts = [tokenizer.apply_chat_template(row["messages"][:2], tokenize=False) for row in rows]
         inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
         hidden = torch.randn(1, 64, rig.shape.hidden_size, dtype=model.dtype, device=model.device)
@@ -230,7 +235,7 @@ def test_the_benchmark_runs_to_its_end(rig: Rig, tell: Tell) -> None:
 def test_memory_is_as_planned(name: str, rig: Rig, tell: Tell) -> None:
     """On rows that are all as long as the longest, which is what the plan is for."""
     profile = rig.profile(name)
-    rows = bench.rows_of(rig.recipe).to_list()[-profile.train.effective_batch :]
+    rows = bench.rows_of(rig.recipe).to_list()[-profile.recipe.effective_batch_size :]
     for row in rows:
         row["messages"][-1]["thinking"] *= 4
     measured = bench.check(profile, rig.config, Dataset.from_list(rows)).peak_bytes
@@ -251,7 +256,7 @@ def test_the_fast_profile_trains_the_same_and_meets_no_limit(rig: Rig, trained: 
             f"at most {run['peak_bytes'] / 1e9:.2f} GB; loss {run['losses'][0]:.4f} to {run['losses'][-1]:.4f}"
         )
         tell(f"training, {name}", line, **run)
-    assert runs["fast"]["updates"] == bench.ROWS // rig.recipe.train.effective_batch
+    assert runs["fast"]["updates"] == bench.ROWS // rig.recipe.recipe.effective_batch_size
     assert furthest(runs["fast"]["losses"][:2], runs["recipe"]["losses"]) < TOLERANCE[rig.place]
 
 
@@ -272,7 +277,7 @@ def test_the_adapter_comes_back_answers_and_is_merged(rig: Rig, trained: Train, 
         "profile": rig.recipe,
         "session": session,
         "repo": str(session.adapter_dir),
-        "hub_access": hub_access,
+        "hub_client": hub_client,
     }
     namespace: dict[str, Any] = dict(given)
     attached = rig.run("05_push_and_infer", "attached", namespace)

@@ -1,0 +1,117 @@
+"""Ask a model and get its reply back by channel: what notebook 03 writes out once, for one prompt or many.
+
+And the other way round: given the reply that a data set holds, how likely does the model find it?
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from ftlib.dataset.harmony import Reply, parse_reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def generate_replies(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Messages],
+    max_new_tokens: int,
+) -> list[Reply]:
+    """Continue several conversations at once, greedily, so that the same model always says the same.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; prompts are padded on the left so that all replies start together.
+        conversations: each a list of messages that ends with the user's.
+        max_new_tokens: where a reply that does not end is cut; it is then not `complete`.
+    """
+    import torch
+
+    prompts = [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
+    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    with torch.inference_mode():
+        output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+        )
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
+    return [parse_reply(text) for text in texts]
+
+
+def generate_reply(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", messages: Messages, max_new_tokens: int
+) -> Reply:
+    """Continue one conversation greedily; see `generate_replies`."""
+    return generate_replies(model, tokenizer, [messages], max_new_tokens)[0]
+
+
+class Score(NamedTuple):
+    """How a model finds a reply that it is shown, token after token.
+
+    Attributes:
+        loss: mean negative log-likelihood of the reply's tokens, in nats; NaN where there are none.
+        correct_tokens: tokens that the model itself would have written next.
+        tokens: tokens of the reply: reasoning, answer, markers and the one that ends it.
+    """
+
+    loss: float
+    correct_tokens: int
+    tokens: int
+
+
+def score_replies(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages], max_length: int
+) -> list[Score]:
+    """Score the last message of several conversations at once, each token given all that is before it.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; conversations are padded on the right, where nothing looks back at the padding.
+        conversations: each a list of messages that ends with the assistant's.
+        max_length: tokens of a conversation after which it is cut, as training cuts it.
+    """
+    import torch
+
+    prompts = [_render(tokenizer, messages[:-1], add_generation_prompt=True) for messages in conversations]
+    texts = [_render(tokenizer, messages) for messages in conversations]
+    starts = torch.tensor([len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]])
+    inputs = tokenizer(
+        texts,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=max_length,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    ends = inputs["attention_mask"].sum(dim=1)
+    places = torch.arange(inputs["input_ids"].shape[1])
+    # What is computed at one place predicts the token at the next.
+    predicting = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)  # (conversations, places)
+    counts = predicting.sum(dim=1).tolist()
+    targets = inputs["input_ids"][:, 1:][predicting[:, :-1]].split(counts)
+    with torch.inference_mode():
+        hidden = model.get_decoder()(**inputs.to(model.device), use_cache=False).last_hidden_state
+        # From here on the replies' tokens alone, and one reply at a time: gpt-oss knows 201,088 tokens, and logits of
+        # whole conversations would fill a GPU.
+        replies = hidden[predicting].split(counts)
+        return [_score(model, *reply) for reply in zip(replies, targets, strict=True)]
+
+
+def _score(model: "PreTrainedModel", hidden: Any, targets: Any) -> Score:
+    """Score one reply: `hidden` (tokens, hidden size) predicts `targets` (tokens)."""
+    from torch.nn.functional import cross_entropy
+
+    logits = model.get_output_embeddings()(hidden).float()
+    targets = targets.to(logits.device)
+    correct = int((logits.argmax(dim=-1) == targets).sum())
+    return Score(float(cross_entropy(logits, targets)), correct, len(targets))
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, add_generation_prompt: bool = False) -> str:
+    return str(
+        tokenizer.apply_chat_template(cast(Any, messages), add_generation_prompt=add_generation_prompt, tokenize=False)
+    )

@@ -1,0 +1,33 @@
+"""What a notebook measured, kept as JSON for the next notebook, the report and the tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ftlib.errors import FtlibError
+from ftlib.session.redaction import redact
+
+
+def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
+    """Write a notebook's record to `folder/<notebook>.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{notebook}.json"
+    unfinished = path.with_suffix(".part")
+    text = redact(json.dumps(values, indent=2, ensure_ascii=False))
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    return unfinished.replace(path)
+
+
+def read(folder: Path, notebook: str) -> dict[str, Any]:
+    """Read the record that a notebook left.
+
+    Raises:
+        FtlibError: there is none, because the notebook has not been run to its end.
+    """
+    path = folder / f"{notebook}.json"
+    if not path.is_file():
+        raise FtlibError(
+            f"no record of {notebook} in {folder.parent.name}/{folder.name}; run {notebook}.ipynb to its end first"
+        )
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

@@ -1,0 +1,462 @@
+"""The Azure ML files fit azure-ai-ml and one another, and the guide's commands do what it says, all of it offline.
+
+The stand-in is azure-ai-ml's own client, whose operations are made from the real ones' signatures and answer with real
+entities; nothing listens anywhere.
+"""
+
+import copy
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+import typer.main
+import yaml
+from azure.ai.ml import MLClient
+from azure.ai.ml._utils._asset_utils import get_ignore_file
+from azure.ai.ml.entities import AmlComputeNodeInfo, CommandJob, Workspace
+from azure.ai.ml.entities._job.service_instance import ServiceInstance
+from azure.ai.ml.operations import (
+    ComputeOperations,
+    EnvironmentOperations,
+    JobOperations,
+    ModelOperations,
+    WorkspaceOperations,
+)
+from azure.core.exceptions import ClientAuthenticationError, ResourceNotFoundError
+from azure.core.polling import LROPoller, NoPolling
+from helpers import ROOT
+from helpers.azure_mistakes import GONE, MISTAKES, TOKEN, Mistake
+
+from ftlib import cli, profiles
+from ftlib.azureml import files, workspace
+from ftlib.azureml.validate import problems
+
+GUIDE = (files.FOLDER / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (.+)$", GUIDE, re.MULTILINE)
+OURS = [command.removeprefix("ftlib ") for command in COMMANDS if command.startswith("ftlib ")]
+RECORDED = ROOT / "tests/data/azure"
+
+
+@pytest.fixture(scope="module", params=list(files.shipped()))
+def shipped(request: pytest.FixtureRequest) -> str:
+    """Each shipped file in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the files, in a project of their own."""
+    copied = tmp_path / "ftlib/azureml"
+    shutil.copytree(files.FOLDER, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "environment.yml", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    (copied / "local.yml").write_text("dependencies: [pip: [torch==2.13.0, -e .]]\n")
+    return copied
+
+
+def run(*arguments: str) -> int:
+    """What `ftlib …` exits with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ftlib", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+def change(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, or take it away."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    if value is GONE:
+        del data[last]
+    else:
+        data[last] = value
+
+
+def test_every_shipped_file_is_valid(shipped: str) -> None:
+    assert problems(files.find(shipped)) == []
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.file}-{mistake.key}")
+def test_a_mistake_is_named_with_its_file_and_key(mistake: Mistake, folder: Path) -> None:
+    path = folder / f"{mistake.file}.yml"
+    data = yaml.safe_load(path.read_text())
+    change(data, mistake.key, mistake.value)
+    path.write_text(yaml.safe_dump(data))
+    lines = [str(problem) for problem in problems(path)]
+    said = [line for line in lines if line.startswith(f"{mistake.file}.yml: {mistake.named or mistake.key}: ")]
+    assert any(mistake.says in line for line in said), lines
+    assert not [line for line in lines if "\n" in line or str(folder) in line or TOKEN in line]
+
+
+def test_what_is_no_yaml_is_named_with_its_line(folder: Path) -> None:
+    (folder / "train.yml").write_text("type: command\ncode: [\n")
+    assert problems(folder / "walkthrough.yml") == []
+    assert [str(problem) for problem in problems(folder / "train.yml")] == [
+        "train.yml: line 3: not valid YAML; mend it"
+    ]
+
+
+def test_several_nodes_take_a_profile_that_divides(folder: Path) -> None:
+    two = 'extends = "gpt-oss-20b"\nname = "gpt-oss-20b"\n[train]\nper_device_train_batch_size = 2\n'
+    (folder.parents[1] / "two.toml").write_text(two)
+    changes = {"inputs.profile": "two.toml", "resources.instance_count": 2}
+    assert problems(folder / "train.yml", changes) == []
+
+
+def test_validate_ends_with_1_where_a_file_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("azure", "validate", str(folder / "train.yml"), "cluster") == 0
+    assert run("azure", "validate", str(folder / "train.yml"), "--set", "limits.timeout=soon") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "train.yml: limits.timeout: Not a valid integer."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("validate", "trian"), "error: Azure file 'trian' is unknown; did you mean 'train'?"),
+        (("validate", "mine.yml"), "error: Azure file mine.yml: no such file"),
+        (("validate", "--set", "compute"), "error: --set compute: expected key=value"),
+        (("submit", "train", "--set", "command.x=1"), "error: train.yml: command.x: command is a value there"),
+        (("submit", "train", "--set", "compute=x"), "error: train.yml: compute: found 'x'"),
+        (("status",), "error: no Azure ML workspace is named: expected AZUREML_ARM_SUBSCRIPTION"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_in_one_line(
+    arguments: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("azure", *arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith(says)
+    assert (told.out, len(told.err.splitlines())) == ("", 1)
+
+
+def test_dry_run_prints_what_was_recorded(shipped: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """To record anew: `ftlib azure submit NAME --dry-run > tests/data/azure/NAME.json`, and look at what changed."""
+    assert run("azure", "submit", shipped, "--dry-run") == 0
+    sent = json.loads(capsys.readouterr().out)
+    if shipped == "environment":  # its text is environment.yml, which changes with every pin
+        conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+        assert yaml.safe_load(sent["properties"].pop("condaFile"))["dependencies"] == conda["dependencies"]
+    assert sent == json.loads((RECORDED / f"{shipped}.json").read_text())
+
+
+def test_dry_run_shows_the_values_that_were_set(capsys: pytest.CaptureFixture[str]) -> None:
+    run(
+        "azure", "submit", "spot", "--dry-run", "--set", "limits.timeout=60", "--set", "inputs.profile=gpt-oss-20b-fast"
+    )
+    sent = json.loads(capsys.readouterr().out)["properties"]
+    assert sent["limits"]["timeout"] == "PT1M"
+    assert sent["inputs"]["profile"]["value"] == "gpt-oss-20b-fast"
+
+
+def test_a_job_sends_the_project_and_leaves_out_what_is_the_persons_own() -> None:
+    assert Path(files.load(files.find("train"))._base_path).joinpath("../..").resolve() == ROOT
+    ignored = get_ignore_file(ROOT)
+    kept = ("ftlib/cli.py", "ftlib/rehearsal/assets/model/config.json", "notebooks/01_setup.ipynb", "pyproject.toml")
+    left_out = (".git/config", "config.json", ".venv/bin/python", "outputs/tiny/profile.json", "tests/conftest.py")
+    assert [name for name in kept if ignored.is_file_excluded(ROOT / name)] == []
+    assert [name for name in left_out if not ignored.is_file_excluded(ROOT / name)] == []
+
+
+def test_the_model_file_says_what_the_profile_says() -> None:
+    data = files.read(files.find("model"))
+    changes = workspace.model_changes(profiles.load("gpt-oss-20b"), "brave")
+    assert data["name"] == changes["name"]
+    assert data["properties"] | {"job": "brave"} == changes["properties"]
+
+
+def test_both_clusters_and_the_instance_use_machines_of_the_table() -> None:
+    wrong = {"size": "Standard_NC1"}
+    assert [problem.key for name in ("cluster", "instance") for problem in problems(files.find(name), wrong)] == [
+        "size",
+        "size",
+    ]
+
+
+class StandIn(MLClient):
+    """azure-ai-ml's client, with operations that keep what they are asked for and answer with real entities."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.made: dict[str, Any] = {}
+        self.asked: list[str] = []
+        classes = (JobOperations, ComputeOperations, EnvironmentOperations, ModelOperations, WorkspaceOperations)
+        self.kept = [create_autospec(operations, instance=True) for operations in classes]
+        jobs, compute, environments, models, workspaces = self.kept
+        jobs.create_or_update.side_effect = self._start
+        jobs.list.side_effect = lambda: [one for one in self.made.values() if isinstance(one, CommandJob)]
+        jobs.get.side_effect = self.made.__getitem__
+        jobs.begin_cancel.side_effect = self._remove
+        compute.begin_create_or_update.side_effect = lambda entity: self._done(self._keep(entity))
+        compute.list.side_effect = lambda: [one for one in self.made.values() if hasattr(one, "size")]
+        compute.list_nodes.side_effect = lambda name: [AmlComputeNodeInfo()] * 2
+        compute.begin_delete.side_effect = self._remove
+        environments.create_or_update.side_effect = self._keep
+        models.create_or_update.side_effect = self._keep
+        vault = "/subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/vault1"
+        workspaces.get.side_effect = lambda name: Workspace(name=name, key_vault=vault)
+
+    jobs = property(lambda self: self.kept[0])
+    compute = property(lambda self: self.kept[1])
+    environments = property(lambda self: self.kept[2])
+    models = property(lambda self: self.kept[3])
+    workspaces = property(lambda self: self.kept[4])
+
+    def _start(self, command: Any) -> CommandJob:
+        job: CommandJob = copy.deepcopy(command._to_job())
+        job.name = "brave_sky_1"
+        job._status = "Starting"
+        job.services = {"Studio": ServiceInstance(endpoint="https://ml.azure.com/runs/brave_sky_1")}
+        self.made[job.name] = job
+        return job
+
+    def _keep(self, entity: Any) -> Any:
+        if hasattr(entity, "version"):
+            entity.version = "1"
+        else:
+            entity._provisioning_state = "Succeeded"
+        self.made[entity.name] = entity
+        return entity
+
+    def _remove(self, name: str) -> Any:
+        self.asked.append(name)
+        return self._done(self.made.pop(name))
+
+    def _done(self, entity: Any) -> Any:
+        return LROPoller(None, entity, lambda answer: answer, NoPolling())
+
+
+@pytest.fixture
+def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
+    """A stand-in for the workspace that the environment names."""
+    monkeypatch.chdir(ROOT)
+    for variable, value in zip(workspace.VARIABLES, ("s", "g", "w"), strict=True):
+        monkeypatch.setenv(variable, value)
+    client = StandIn(SimpleNamespace(get_token=None), "s", "g", "w")
+    monkeypatch.setattr("azure.ai.ml.MLClient", lambda *arguments: client)
+    return client
+
+
+def test_every_command_of_the_guide_does_what_the_guide_says(
+    azure: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: dict[str, str] = {}
+    for command in OURS:
+        assert run(*shlex.split(command)) == 0, capsys.readouterr().err
+        printed[command] = capsys.readouterr().out
+    assert len(printed) > 15
+    for command, output in re.findall(r"^\$ ftlib (.+)\n((?:[^$`].*\n)+)", GUIDE, re.MULTILINE):
+        assert printed[command] == output
+    assert "would delete compute ftlib-a100\n" in printed["azure clean"]
+    assert "deleting job brave_sky_1\n" in printed["azure clean --yes"]
+    azure.jobs.download.assert_called_once_with("brave_sky_1", download_path=Path("outputs/azure"), output_name="run")
+
+
+def test_the_guide_has_every_command_and_every_file() -> None:
+    verbs = {command.split()[1] for command in OURS}
+    assert verbs == {"validate", "submit", "status", "download", "register", "clean"}
+    submitted = {
+        name for command in OURS if " submit " in command for name in command.split() if name in files.shipped()
+    }
+    assert submitted == set(files.shipped())
+
+
+def test_the_guides_other_commands_name_files_that_are_there() -> None:
+    sources = [word for command in COMMANDS for word in shlex.split(command) if word.startswith("ftlib/")]
+    assert sources == ["ftlib/azureml/instance-setup.sh"]
+    programs = {command.split()[0].rpartition("$(")[2] for command in COMMANDS}
+    assert programs == {"ftlib", "az", "hf", "export"}
+
+
+def test_clean_lists_before_it_deletes_and_touches_nothing_else(
+    azure: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cluster", "instance", "train"):
+        workspace.submit(azure, files.find(name), {})
+    theirs = files.load(files.find("cluster"))
+    theirs.name = "somebody-elses"
+    azure._keep(theirs)
+    ended = copy.deepcopy(azure.made["brave_sky_1"])
+    ended.name, ended._status = "ended", "Completed"
+    azure.made["ended"] = ended
+    other = copy.deepcopy(azure.made["brave_sky_1"])
+    other.name, other.experiment_name = "other", "another"
+    azure.made["other"] = other
+    assert run("azure", "clean") == 0
+    assert azure.asked == []
+    assert capsys.readouterr().out.splitlines() == [
+        "would delete job brave_sky_1",
+        "would delete compute ftlib-a100",
+        "would delete compute ftlib-notebooks",
+        "nothing was deleted: run it again with --yes",
+    ]
+    assert run("azure", "clean", "--yes") == 0
+    assert azure.asked == ["brave_sky_1", "ftlib-a100", "ftlib-notebooks"]
+    assert run("azure", "clean") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing of ours costs by the hour"
+
+
+def test_status_shows_machines_that_are_paid_for(azure: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.submit(azure, files.find("cluster"), {})
+    assert run("azure", "status") == 0
+    assert re.search(r"ftlib-a100 +│ 2 machine\(s\) +│ Standard_NC96ads_A100_v4", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            ClientAuthenticationError("no account\nat all"),
+            "Azure does not know who you are (no account); run `az login`",
+        ),
+        (ResourceNotFoundError("no such job"), "Azure answers: no such job; see ftlib/azureml/README.md"),
+    ],
+)
+def test_what_azure_refuses_is_told_in_one_line(
+    error: Exception, says: str, azure: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    azure.jobs.get.side_effect = error
+    assert run("azure", "status", "brave") == 1
+    assert capsys.readouterr().err == f"error: {says}\n"
+
+
+def test_without_the_extra_a_command_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "azure.ai.ml", None)
+    for command in ("validate", "status", "submit train --dry-run"):
+        assert run("azure", *command.split()) == 1
+        assert capsys.readouterr().err == "error: azure-ai-ml is not installed; run `pip install -e '.[azure]'`\n"
+
+
+def test_the_command_line_stays_light(run_python: Callable[..., Any]) -> None:
+    loaded = run_python("import json, sys, ftlib.cli; print(json.dumps([n for n in sys.modules if n[:6] == 'azure.']))")
+    assert loaded == []
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the job's process becomes, and the token that it then has."""
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: seen.append([arguments, os.environ.get("HF_TOKEN")]))
+    monkeypatch.setenv("HF_TOKEN", "")
+    return seen
+
+
+def test_a_job_takes_the_token_from_the_key_vault_as_the_person_who_submitted_it(
+    azure: StandIn, executed: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    class Vault:
+        def __init__(self, address: str, credential: Any) -> None:
+            asked.append([address, type(credential).__name__])
+
+        def get_secret(self, name: str) -> Any:
+            asked.append(name)
+            return SimpleNamespace(value=TOKEN)
+
+    monkeypatch.setattr("azure.keyvault.secrets.SecretClient", Vault)
+    assert run("azure", "job", "--profile", "gpt-oss-20b", "--output-root", "/mnt/run", "--nproc", "4") == 0
+    command = [sys.executable, "-m", "ftlib.cli", "run", "--profile", "gpt-oss-20b"]
+    assert executed == [[[*command, "--output-root", "/mnt/run", "--nproc", "4"], TOKEN]]
+    assert asked == [["https://vault1.vault.azure.net", "AzureMLOnBehalfOfCredential"], "hf-token"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_job_without_a_token_ends_before_it_costs(
+    azure: StandIn, executed: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vault = SimpleNamespace(get_secret=lambda name: (_ for _ in ()).throw(ResourceNotFoundError("none")))
+    monkeypatch.setattr("azure.keyvault.secrets.SecretClient", lambda *_: vault)
+    assert run("azure", "job", "04_train_lora", "--profile", "gpt-oss-20b") == 1
+    assert capsys.readouterr().err.startswith(
+        "error: Key Vault vault1 has no secret hf-token; log in with `hf auth login`"
+    )
+    assert executed == []
+
+
+def test_a_rehearsal_asks_for_no_token(executed: list[Any]) -> None:
+    assert run("azure", "job", "01_setup", "--profile", "tiny") == 0
+    assert executed == [[[sys.executable, "-m", "ftlib.cli", "run", "--profile", "tiny", "01_setup"], ""]]
+
+
+def test_the_jobs_commands_are_what_the_command_line_takes() -> None:
+    """Each job's command, with its values filled in, parses as `ftlib azure job` and then as `ftlib run`."""
+    for name in ("walkthrough", "train", "notebooks", "spot"):
+        data = files.read(files.find(name))
+        text = data["command"].replace("${{outputs.run}}", "/mnt/run")
+        for key, value in data["inputs"].items():
+            text = text.replace(f"${{{{inputs.{key}}}}}", value)
+        prefix, *arguments = text.split("ftlib.cli azure job ")
+        assert prefix == "PYTHONPATH=$PWD python -m "
+        command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
+        parsed = command.make_context("run", shlex.split(arguments[0])).params
+        assert (parsed["profile"], parsed["output_root"]) == ("gpt-oss-20b", "/mnt/run")
+        assert parsed["nproc"] == (4 if name in ("walkthrough", "spot") else None)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """Runs the set-up script with its folders moved here, and conda, sudo and python played by stand-ins."""
+    script = (files.FOLDER / "instance-setup.sh").read_text()
+    for place in ("/usr/local/bin", "/home/azureuser", "/anaconda", "/tmp/ftlib-setup.log"):
+        script = script.replace(place, f"{tmp_path}{place}")
+    script = script.replace("nohup ftlib-setup", f"{tmp_path}/usr/local/bin/ftlib-setup").replace(" &'", "'")
+    for name in ("usr/local/bin", "anaconda/etc/profile.d", "bin", "home/azureuser/cloudfiles/code/Users/ada", "tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    log = f'echo "$0 $*" | sed "s#{tmp_path}/##g" >> {tmp_path}/calls'
+    (tmp_path / "bin/sudo").write_text('#!/bin/bash\nshift 3\nexec "$@"\n')
+    (tmp_path / "bin/python").write_text(f"#!/bin/bash\n{log}\n")
+    (tmp_path / "bin/conda").write_text(
+        f"#!/bin/bash\n{log}\n[ $1$2 = envlist ] && cat {tmp_path}/environments 2>/dev/null\n"
+        f"[ $1$2 = envcreate ] && echo 'ftlib   /envs/ftlib' > {tmp_path}/environments; exit 0\n"
+    )
+    (tmp_path / "anaconda/etc/profile.d/conda.sh").write_text('conda() { "$CONDA" "$@"; echo "$NOT_SET"; }\n')
+    for tool in (tmp_path / "bin").iterdir():
+        tool.chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    environment = {"PATH": path, "CONDA": f"{tmp_path}/bin/conda"}
+    return lambda: subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+
+
+def test_the_instances_script_makes_environment_and_kernel_once(
+    instance: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    project = tmp_path / "home/azureuser/cloudfiles/code/Users/ada/ftlib"
+    project.mkdir()
+    (project / "environment.yml").touch()
+    for _ in range(2):
+        done = instance()
+        assert (done.returncode, done.stderr) == (0, "")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    kernel = "--user --name ftlib --display-name Python (ftlib) --env HF_HOME /tmp/huggingface"
+    assert [call for call in calls if "env create" in call] == [
+        f"bin/conda env create --quiet --name ftlib --file {project.relative_to(tmp_path)}/environment.yml"
+    ]
+    assert calls.count(f"bin/python -m ipykernel install {kernel}") == 2
+    assert "the kernel 'Python (ftlib)' is ready" in (tmp_path / "tmp/ftlib-setup.log").read_text()
+
+
+def test_the_instances_script_says_where_the_project_must_be(
+    instance: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    assert instance().returncode == 1
+    assert "found 0 copies of the project" in (tmp_path / "tmp/ftlib-setup.log").read_text()
+    assert not (tmp_path / "calls").exists()

@@ -1,0 +1,180 @@
+"""The same releases everywhere: pyproject.toml, requirements.lock, environment.yml and what is installed agree."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+EXTRA = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["azure"]]
+DEV = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
+LOCK = [
+    Requirement(line.partition("#")[0])
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if not line.startswith("#")
+]
+AZURE_ML = {
+    "implementation_name": "cpython",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_system": "Linux",
+    "python_full_version": "3.12.0",
+    "python_version": "3.12",
+    "sys_platform": "linux",
+}
+# Declared and never imported, and why.
+RUN_BY_NAME = {
+    "accelerate",  # Trainer and device_map run on it
+    "azureml-mlflow",  # MLflow's way to Azure, found by name
+    "jupyterlab",  # make lab
+    "nbval",  # pytest --nbval
+}
+
+
+def distributions(requirements: Iterable[Requirement]) -> set[str]:
+    """The canonical names of `requirements`."""
+    return {canonicalize_name(requirement.name) for requirement in requirements}
+
+
+def pins(environment: dict[str, str] | None = None) -> dict[str, str]:
+    """The lock's version of each distribution that `environment` (default: the running one) installs."""
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in LOCK
+        if pin.marker is None or pin.marker.evaluate(environment)
+    }
+
+
+def is_cuda(name: str) -> bool:
+    """Whether torch's CUDA build brings the distribution `name`."""
+    return name.startswith(("cuda-", "nvidia-")) or name == "triton"
+
+
+def code_of(notebook: Path) -> str:
+    """The code cells of `notebook` as one module, without magics."""
+    cells = json.loads(notebook.read_text())["cells"]
+    lines = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def imported(sources: Iterable[str]) -> set[str]:
+    """The distributions that `sources` import anywhere, the standard library and our own modules left out."""
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    own = {"ftlib", "conftest"} | sys.stdlib_module_names
+    owners = importlib.metadata.packages_distributions()
+    azure = {need.name for name in names for need in EXTRA if f"{name}.".startswith(need.name.replace("-", ".") + ".")}
+    modules = {name.partition(".")[0] for name in names} - own - {"azure"}
+    return azure | {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
+
+
+def imported_by_the_program() -> set[str]:
+    """What ftlib and the notebooks import."""
+    modules = [path.read_text() for path in (ROOT / "ftlib").rglob("*.py")]
+    return imported(modules + [code_of(path) for path in (ROOT / "notebooks").glob("*.ipynb")])
+
+
+def test_the_lock_pins_every_line_exactly() -> None:
+    """A range, a wildcard or a URL would let two machines differ."""
+    assert [str(pin) for pin in LOCK if not re.fullmatch(r"==[\w.]+", str(pin.specifier)) or pin.url] == []
+
+
+@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
+def test_the_locked_version_lies_in_the_declared_range(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
+def test_the_installed_version_is_the_locked_one(requirement: Requirement) -> None:
+    """Up to a local label: torch 2.13.0+cpu is torch 2.13.0."""
+    installed = Version(importlib.metadata.version(requirement.name)).public
+    assert installed == pins()[canonicalize_name(requirement.name)]
+
+
+def test_the_lock_holds_all_that_the_declared_need() -> None:
+    """Follow the requirements of what is installed: each is a line of the lock, CUDA's apart."""
+    seen: set[tuple[str, str]] = set()
+    queue = [(requirement.name, "") for requirement in RUNTIME + EXTRA + DEV]
+    while queue:
+        name, extra = queue.pop()
+        if (canonicalize_name(name), extra) in seen or is_cuda(name):
+            continue
+        seen.add((canonicalize_name(name), extra))
+        needs = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+        holding = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+        queue += [(need.name, wanted) for need in holding for wanted in ("", *need.extras)]
+    assert {name for name, _ in seen} == set(pins())
+
+
+def test_the_lock_leaves_cuda_to_torch() -> None:
+    """Pinned here, they would bring gigabytes to a machine with torch's CPU build."""
+    assert [pin.name for pin in LOCK if is_cuda(pin.name)] == []
+
+
+def test_environment_yml_repeats_the_lock_for_its_python() -> None:
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == ["python=3.12", "pip"]
+    assert pip["pip"] == [f"{name}=={version}" for name, version in sorted(pins(AZURE_ML).items())]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
+def test_no_registry_is_named(name: str) -> None:
+    """Where packages come from is the machine's own setting."""
+    assert re.findall(r".*(?:://|--\w*index|--find-links).*", (ROOT / name).read_text()) == []
+
+
+def test_what_the_program_imports_is_declared() -> None:
+    assert imported_by_the_program() - distributions(RUNTIME + EXTRA) == set()
+
+
+def test_what_is_declared_is_used() -> None:
+    assert distributions(RUNTIME + EXTRA) - imported_by_the_program() == RUN_BY_NAME
+
+
+def test_what_the_tests_import_is_declared() -> None:
+    paths = list((ROOT / "tests").rglob("*.py"))
+    own = {canonicalize_name(path.stem) for path in paths}
+    assert imported([path.read_text() for path in paths]) - own - distributions(RUNTIME + EXTRA + DEV) == set()
+
+
+def test_the_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
+    """The profiles, the tiny model and the sample data set are files that setuptools packs only when told."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "ftlib", tmp_path / "ftlib", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("ftlib-*.whl"))) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("ftlib/")}
+    assert packed == {str(path.relative_to(tmp_path)) for path in (tmp_path / "ftlib").rglob("*") if path.is_file()}
+
+
+def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    pretend = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 2); $2"'
+    old.write_text(f"#!/bin/sh\n[ $1 = --version ] && exec echo Python 3.9.2\n{pretend}\n")
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(["make", "walkthrough", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    refusal = f"{old} gives 'Python 3.9.2', but Python 3.11 or later is needed: make walkthrough PYTHON=python3.12"
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == refusal
+    assert not (tmp_path / ".venv").exists()

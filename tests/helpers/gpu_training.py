@@ -1,0 +1,73 @@
+"""Notebook 04's own cells in a process of their own, from the checkpoint to the saved adapter.
+
+    python training.py RIG FOLDER RECIPE RUN KILLED STOPPED
+
+trains RECIPE ("recipe" or "fast") into FOLDER/RUN, dies by SIGKILL in update KILLED or ends after update STOPPED (0:
+neither), and prints what it measured as JSON. Being run again it goes on from its last checkpoint.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlib.rehearsal import ASSETS
+from ftlib.runner import bench
+from ftlib.session import device
+from helpers.rig import Rig
+
+
+class Interruption(TrainerCallback):
+    """Kills this process in one update, or ends training after another."""
+
+    def __init__(self, killed: int, stopped: int) -> None:
+        self._killed, self._stopped = killed, stopped
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self._killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        control.should_training_stop |= state.global_step == self._stopped
+
+
+def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[str, Any]:
+    """Train and save; returns the losses and norms of all updates, seconds, and the peak of memory."""
+    profile = rig.profile(recipe)
+    if profile.model.attn_implementation == "flex_attention":
+        device.compile_for_many_shapes()
+    namespace = {
+        "profile": profile,
+        "session": rig.session(profile, run),
+        "resume": True,
+        "run_name": run,
+        "AutoTokenizer": AutoTokenizer,
+        "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),
+        "train_dataset": bench.rows_of(rig.recipe),
+    }
+    started = time.monotonic()
+    trainer = rig.run("04_train_lora", "trainer", namespace)
+    loaded = time.monotonic()
+    trainer.add_callback(Interruption(killed, stopped))
+    rig.run("04_train_lora", "result", namespace)
+    trained = time.monotonic()
+    rig.run("04_train_lora", "published_tokenizer", namespace)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "losses": [entry["loss"] for entry in history],
+        "grad_norms": [entry["grad_norm"] for entry in history],
+        "resumed_from": namespace["last_checkpoint"].name if namespace["last_checkpoint"] else None,
+        "load_s": loaded - started,
+        "train_s": trained - loaded,
+        "updates": trainer.state.global_step,
+        "peak_bytes": torch.cuda.max_memory_allocated() if rig.on_gpu else device.peak_memory_bytes(),
+    }
+
+
+if __name__ == "__main__":
+    name, folder, recipe, run, killed, stopped = sys.argv[1:]
+    print(json.dumps(train(Rig(name, Path(folder)), recipe, run, int(killed), int(stopped))))

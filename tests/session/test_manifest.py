@@ -1,0 +1,132 @@
+"""A folder counts as finished only where every file is what the manifest says; no kill leaves one that looks right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlib.errors import FtlibError
+from ftlib.session import manifest
+
+FILES = {"adapter_config.json": b"{}\n", "adapter_model.safetensors": bytes(range(256)) * 40}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "README.md").write_text("rewritten later")
+    return folder
+
+
+@pytest.fixture
+def finished(folder: Path) -> Path:
+    manifest.write(folder, FILES)
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(FtlibError) as raised:
+        manifest.verify(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert str(folder.parent) not in message
+    assert not manifest.is_complete(folder)
+    return message
+
+
+def test_it_lists_checksum_and_size_of_what_was_named_and_nothing_else(finished: Path) -> None:
+    listed = json.loads((finished / "manifest.json").read_text())
+    assert listed == {name: {"sha256": manifest.checksum(data), "size": len(data)} for name, data in FILES.items()}
+    assert manifest.checksum(b"{}\n") == "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"
+    assert manifest.is_complete(finished)
+    (finished / "README.md").write_text("rewritten")
+    assert manifest.is_complete(finished)
+
+
+def test_writing_it_again_after_a_change_makes_the_folder_whole_again(finished: Path) -> None:
+    (finished / "adapter_config.json").write_text("[]")
+    refusal(finished)
+    manifest.write(finished, [path.name for path in finished.iterdir()])  # the manifest itself is among these
+    assert manifest.is_complete(finished)
+    assert set(manifest.read(finished)) == {*FILES, "README.md"}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", ["gone", "cut short", "one bit", "emptied"])
+def test_a_file_that_is_not_what_was_written_is_named(finished: Path, name: str, change: str) -> None:
+    path, data = finished / name, FILES[name]
+    path.write_bytes({"cut short": data[:-1], "one bit": bytes([data[0] ^ 1]) + data[1:]}.get(change, b""))
+    if change == "gone":
+        path.unlink()
+    message = refusal(finished)
+    assert message.startswith(f"adapter/{name}: found ")
+    assert f"expected {len(data):,} bytes with SHA-256 {manifest.checksum(data)[:12]}…" in message
+    assert message.endswith("write the folder again")
+
+
+def test_without_a_manifest_the_folder_is_not_finished(folder: Path) -> None:
+    assert "found no manifest.json in adapter/" in refusal(folder)
+    assert "found no manifest.json in nowhere/" in refusal(folder.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"README.md": "abc"}', '{"README.md": {"size": 3}}'])
+def test_a_manifest_that_cannot_be_read_vouches_for_nothing(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    assert "adapter/manifest.json unreadable" in refusal(folder)
+
+
+def test_a_file_that_is_missing_when_it_is_written_is_an_error(finished: Path) -> None:
+    (finished / "adapter_config.json").unlink()
+    with pytest.raises(FtlibError, match=r"adapter/ lacks \['adapter_config.json'\]"):
+        manifest.write(finished, FILES)
+    assert not manifest.is_complete(finished)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_at_any_step_of_writing_leaves_no_manifest_that_looks_right(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Whatever is written and renamed goes through these functions; the process ends before the step-th of them."""
+    (finished / "adapter_config.json").write_text("[]")
+    happened = []
+
+    def ending(name: str, do: Any) -> Any:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            if len(happened) == step:
+                raise Killed
+            happened.append(name)
+            return do(*args, **kwargs)
+
+        return instead
+
+    for owner, name in ((Path, "unlink"), (Path, "write_bytes"), (Path, "replace"), (manifest, "_flush")):
+        monkeypatch.setattr(owner, name, ending(name, getattr(owner, name)))
+    order = ["unlink", "write_bytes", "_flush", "_flush", "_flush", "replace", "_flush"]
+    if step >= len(order):
+        manifest.write(finished, FILES)
+    else:
+        with pytest.raises(Killed):
+            manifest.write(finished, FILES)
+    assert happened == order[:step], "files reach the disk before the manifest does"
+    assert manifest.is_complete(finished) is (step >= 6)
+
+
+def test_a_kill_while_the_manifest_is_written_leaves_none(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def half(path: Path, data: bytes) -> None:
+        write(path, data[: len(data) // 2])
+        raise Killed
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(Killed):
+        manifest.write(finished, FILES)
+    assert not (finished / "manifest.json").exists()
