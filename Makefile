@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint notebooks assets lock
+.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks assets lock
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -49,13 +49,16 @@ lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/mypy
 	@$(NBSTRIPOUT) --verify $(NOTEBOOKS)
 
+strip: $(INSTALLED) ## remove what the machine left in the notebooks' metadata
+	@$(NBSTRIPOUT) $(NOTEBOOKS)
+
 # In a copy of its own, or training would find that it was finished before and have nothing left to do.
 notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README's picture
 	@rm -rf outputs/committed && mkdir -p outputs/committed && cp -r notebooks requirements.lock outputs/committed
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--KernelManager.transport_encryption=auto $(addprefix outputs/committed/,$(NOTEBOOKS))
 	@cp $(addprefix outputs/committed/,$(NOTEBOOKS)) notebooks
-	@$(NBSTRIPOUT) $(NOTEBOOKS)
+	@$(MAKE) -s strip
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir outputs/pictures notebooks/05_push_and_infer.ipynb
 	@mkdir -p notebooks/images
 	@mv outputs/pictures/05_push_and_infer_files/*.png notebooks/images/agreement.png
