@@ -197,10 +197,13 @@ def _ranks_and_gpus(profile: Profile) -> tuple[int, int, int, int]:
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     """Point the Hugging Face libraries at the profile's Hub; returns its address and what must be kept alive."""
     endpoint, servers = profile.hub.endpoint, []
-    if "huggingface_hub" in sys.modules and endpoint != sys.modules["huggingface_hub"].constants.ENDPOINT:
-        raise FtlibError(
-            "huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel and start first"
-        )
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import constants
+
+        if endpoint != constants.ENDPOINT:
+            raise FtlibError(
+                "huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel"
+            )
     if profile.hub.is_rehearsal:
         from ftlib.rehearsal.hub import RehearsalHub
 
