@@ -230,7 +230,7 @@ print(json.dumps([printed.getvalue(), session.gpus, os.environ["CUDA_VISIBLE_DEV
 def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(
     address: str, installed: bool, trackers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    session = Session(profiles.load("tiny"), "tiny", Path(os.curdir), "outputs", Path("outputs"), "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed)
-    session = Session(profiles.load("tiny"), "tiny", Path(os.curdir), "outputs", Path("outputs"), "")
     assert session.trackers == trackers
