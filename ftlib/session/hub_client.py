@@ -23,7 +23,7 @@ LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
 ADVICE = {
     401: f"{LOG_IN} to a valid token",
     403: "use a token that may write there, or change hub.push_target",
-    404: "check hub.push_target, and that your token may see it",
+    404: "check hub.push_target and hub.model, and that your token may see them",
     409: "wait until nobody else pushes there",
     412: "wait until nobody else pushes there",
     429: "give it a few minutes",
@@ -56,15 +56,16 @@ class PatientClient(httpx2.Client):
             try:
                 return self._attempt(request, options)
             except may_pass as error:
-                late = wait != WAITS_S[0] and time.monotonic() - begun > LONGEST_S
-                if wait and not late:
-                    print(f"{_told(error)}; trying again", file=sys.stderr)
-                    time.sleep(max(wait, _asked_wait(error)))
-                elif isinstance(error, HfHubHTTPError):
-                    raise
-                else:
-                    raise httpx2.TransportError(str(error), request=request) from error
-        raise AssertionError("the last attempt returns or raises")
+                late = wait > WAITS_S[0] and time.monotonic() - begun > LONGEST_S
+                if late or not wait:
+                    failure = error
+                    break
+                asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+                print(f"{_told(error)}; trying again", file=sys.stderr)
+                time.sleep(max(wait, min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
+        if isinstance(failure, HfHubHTTPError):
+            raise failure
+        raise httpx2.TransportError(str(failure), request=request) from failure
 
     def _attempt(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         from huggingface_hub import hf_raise_for_status
@@ -77,12 +78,6 @@ class PatientClient(httpx2.Client):
             response.read()
             hf_raise_for_status(response)
         return response
-
-
-def _asked_wait(error: BaseException) -> int:
-    """The seconds that the Hub asks to wait, up to a limit."""
-    asked = error.response.headers.get("Retry-After", "") if hasattr(error, "response") else ""
-    return min(int(asked), LONGEST_S) if asked.isdecimal() else 0
 
 
 def explain(error: BaseException, command: str = "") -> str:
@@ -113,13 +108,9 @@ def _told(error: BaseException) -> str:
 def check_access(hub: Hub, command: str = "") -> str:
     """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet.
 
-    Args:
-        hub: where the adapter would go.
-        command: the command that pushes a finished adapter later, if there is one.
-
     Raises:
         FtlibError: there is no token, the Hub is out of reach or refuses it, it may not write to the target, or the
-            target is public where the profile wants it private.
+            target is public where the profile wants it private. It names `command`, which pushes an adapter later.
     """
     try:
         return _writable_target(hub)

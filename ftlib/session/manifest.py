@@ -55,8 +55,7 @@ def verify(folder: Path) -> None:
     except OSError:
         raise FtlibError(f"found no {NAME} in {folder.name}/, so it is not finished; write it again") from None
     except ValidationError:
-        expected = "expected each file's sha256 and size; write the folder again"
-        raise FtlibError(f"found {folder.name}/{NAME} unreadable, {expected}") from None
+        raise FtlibError(f"found {folder.name}/{NAME} unreadable; write the folder again") from None
     for name, expected in listed.items():
         found = _describe(folder / name) if (folder / name).is_file() else "nothing"
         if found != expected:

@@ -187,11 +187,10 @@ def project_root() -> Path:
 
 def _ranks_and_gpus(profile: Profile) -> tuple[int, int, int, int]:
     """This process's rank, local rank and world size, and how many GPUs there are; alone, it is left one of them."""
-    rank, local_rank, world_size = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     choose = device.use_one_gpu if world_size == 1 else device.visible_gpus
-    return rank, local_rank, world_size, 0 if profile.train.use_cpu else len(choose())
+    gpus = 0 if profile.train.use_cpu else len(choose())
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), world_size, gpus
 
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -66,31 +65,12 @@ def test_a_push_that_would_fail_or_be_seen_is_refused_with_what_to_do(
     assert refusal() == "the Hub is out of reach (ConnectError); check the network and the proxy"
 
 
-SCOPES = {"scoped": [{"entity": {"name": "ada"}, "permissions": ["repo.write"]}]}
-
-
-@pytest.mark.parametrize(
-    ("token", "orgs", "writable"),
-    [
-        ({"role": "read"}, [], []),
-        ({"role": "write"}, [], ["ada/thing"]),
-        ({"role": "write"}, [{"name": "lab", "roleInOrg": "write"}], ["ada/thing", "lab/thing"]),
-        ({"role": "write"}, [{"name": "lab", "roleInOrg": "read"}], ["ada/thing"]),
-        ({"role": "fineGrained", "fineGrained": SCOPES}, [{"name": "lab"}], ["ada/thing"]),
-        ({}, [], ["ada/thing"]),
-    ],
-)
-def test_where_a_token_may_write(token: dict[str, Any], orgs: list[dict[str, str]], writable: list[str]) -> None:
-    account = {"name": "ada", "orgs": orgs, "auth": {"accessToken": token}}
-    assert [repo for repo in ("ada/thing", "lab/thing") if hub_client.may_write(account, repo)] == writable
-
-
 def test_an_error_is_explained_through_what_it_caused_and_only_if_it_is_the_hubs() -> None:
     request = httpx2.Request("GET", "http://hub", headers={"Authorization": "Bearer secret"})
     refused = HfHubHTTPError("secret", response=httpx2.Response(404, request=request))
     missing = OSError("secret is not a local folder")
     missing.__cause__ = refused
-    expected = "the Hub answers 404 Not Found; check hub.push_target, and that your token may see it"
+    expected = "the Hub answers 404 Not Found; check hub.push_target and hub.model, and that your token may see them"
     assert hub_client.explain(refused) == hub_client.explain(missing) == expected
     assert hub_client.explain(missing, "ftlib push") == (
         f"{expected}, then run `ftlib push`; the saved adapter is complete and unchanged"
