@@ -149,26 +149,34 @@ def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) 
                 f"{_current.relative(_current.output_dir)}; restart it to change either"
             )
         return _current
+    asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
+    asked_for = os.path.relpath(asked_for, root) if asked_for.endswith(".toml") else asked_for
+    _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
+    kernel.handle_errors(explain)
+    if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
+        print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")
+    if _current.is_main and not manifest.is_complete(_current.adapter_dir):  # which keeps the profile it came from
+        _current.keep_profile()
+    return _current
+
+
+def _begin(profile: Profile, asked_for: str, root: Path, output_root: str, output_dir: Path) -> Session:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FtlibError(
-            f"output_root = {str(output_root)!r}: no folder can be made there ({error.strerror}); name another place"
+            f"output_root = {output_root!r}: no folder can be made there ({error.strerror}); name another place"
         ) from None
-    asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
-    asked_for = os.path.relpath(asked_for, root) if asked_for.endswith(".toml") else asked_for
-    rank, local_rank, world_size, gpus = _ranks_and_gpus(wanted)
-    hub_url, servers = _connect(wanted, output_dir)
-    _prepare_libraries(wanted, output_dir)
-    _current = Session(
-        wanted, asked_for, root, str(output_root), output_dir, hub_url, rank, local_rank, world_size, gpus, servers
+    rank, local_rank, world_size = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
-    kernel.handle_errors(explain)
-    if gpus > 1 and world_size == 1 and kernel.executed_cells():
-        print(f"using one of {gpus} GPUs; to train on more: {_current.command('run')}")
-    if _current.is_main and not manifest.is_complete(_current.adapter_dir):  # which keeps the profile it came from
-        _current.keep_profile()
-    return _current
+    choose = device.use_one_gpu if world_size == 1 else device.visible_gpus  # of several ranks each has its own
+    gpus = 0 if profile.train.use_cpu else len(choose())
+    hub_url, servers = _connect(profile, output_dir)
+    _prepare_libraries(profile, output_dir)
+    return Session(
+        profile, asked_for, root, output_root, output_dir, hub_url, rank, local_rank, world_size, gpus, servers
+    )
 
 
 def explain(error: BaseException) -> str:
@@ -183,14 +191,6 @@ def project_root() -> Path:
     """The nearest folder upwards that holds `notebooks/`, which is where Jupyter runs; else the working folder."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
-
-
-def _ranks_and_gpus(profile: Profile) -> tuple[int, int, int, int]:
-    """This process's rank, local rank and world size, and how many GPUs there are; alone, it is left one of them."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    choose = device.use_one_gpu if world_size == 1 else device.visible_gpus
-    gpus = 0 if profile.train.use_cpu else len(choose())
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), world_size, gpus
 
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
