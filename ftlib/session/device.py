@@ -42,11 +42,13 @@ def installed_gpus() -> list[InstalledGpu]:
 
 def visible_gpus() -> list[str]:
     """The GPUs that CUDA shows this process, by index or id; without nvidia-smi torch is asked how many there are."""
-    count = len(installed_gpus()) or gpus()
+    installed = len(installed_gpus())
+    indices = [str(index) for index in range(installed or gpus())]
     if VISIBLE not in os.environ:
-        return [str(index) for index in range(count)]
+        return indices
     names = [name.strip() for name in os.environ[VISIBLE].split(",")]
-    indices = {str(index) for index in range(count)}
+    if not installed:
+        return names[: len(indices)]
     # CUDA stops reading at the first name that is no GPU.
     return list(takewhile(lambda name: name in indices or name.startswith(("GPU-", "MIG-")), names))
 

@@ -1,5 +1,6 @@
 """Which GPUs a process is left with, and how memory is measured on a CPU, where nobody keeps count."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,16 +31,20 @@ def test_a_process_is_left_one_of_the_gpus_that_it_may_use(
     row = "NVIDIA A100 80GB PCIe, 580.95.05, 81920, [N/A]"
     program.write_text(f"#!/bin/sh\nfor gpu in 0 1 2 3; do echo '{row}'; done\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path) + ":" + device.os.environ["PATH"])
-    monkeypatch.delenv(device.VISIBLE, raising=False)
-    if variable is not None:
-        monkeypatch.setenv(device.VISIBLE, variable)
-    else:
-        monkeypatch.setenv(device.VISIBLE, "undone at the end")
+    monkeypatch.setenv("PATH", str(tmp_path) + ":" + os.environ["PATH"])
+    monkeypatch.setenv(device.VISIBLE, variable or "")
+    if variable is None:
         monkeypatch.delenv(device.VISIBLE)
     assert device.installed_gpus()[0] == InstalledGpu("NVIDIA A100 80GB PCIe", "580.95.05", 81920, 0)
     assert device.use_one_gpu() == found
-    assert device.os.environ[device.VISIBLE] == left
+    assert os.environ[device.VISIBLE] == left
+
+
+def test_without_nvidia_smi_torch_knows_how_many_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "installed_gpus", list)
+    monkeypatch.setattr(device, "gpus", lambda: 2)
+    monkeypatch.setenv(device.VISIBLE, "2,3")
+    assert device.use_one_gpu() == ["2", "3"]
 
 
 def test_it_is_too_late_once_torch_uses_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
