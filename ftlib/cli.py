@@ -18,7 +18,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pret
 app.add_typer(azure, name="azure")
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
 Nproc = Annotated[
-    int | None, typer.Option(help="Processes that train together, one a GPU; on as many GPUs as there are by default.")
+    int | None, typer.Option(help="Processes that train together, one per GPU; by default one for each GPU.")
 ]
 OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 
@@ -29,12 +29,12 @@ def run(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     nproc: Nproc = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a training that was interrupted, or train again.")] = True,
+    resume: Annotated[bool, typer.Option(help="Resume an interrupted training, or train again.")] = True,
 ) -> None:
     """Run notebooks headlessly; each executed one is kept in outputs/<profile>/notebooks."""
     from ftlib.runner import execution, report
 
-    # Of several ranks only the first speaks; what went wrong on another one comes as an error.
+    # Of several ranks only the first prints; what goes wrong on another one is raised as an error.
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
@@ -47,7 +47,7 @@ def run(
 
 @app.command()
 def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
-    """Push a run's finished adapter to the Hub, as notebook 05 does; a push that failed may be repeated at any time."""
+    """Push a run's finished adapter to the Hub, as notebook 05 does; after a failure it may be repeated at any time."""
     from ftlib import start
     from ftlib.model import publish
 
@@ -59,12 +59,12 @@ def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None
 def plan(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
-    sku: Annotated[str | None, typer.Option(help="A machine of Azure's; this one if none is named.")] = None,
+    sku: Annotated[str | None, typer.Option(help="An Azure machine type; without it, this machine.")] = None,
     nproc: Nproc = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of the machine, for an hour.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="To train on, where the data set is your own.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of the machine per hour.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows to train on, for a data set of your own.")] = None,
 ) -> None:
-    """Say beforehand whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
+    """Predict whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
     from ftlib import start
 
     session = start(profile, output_root)
@@ -74,7 +74,7 @@ def plan(
     wanted = session.profile
     on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
     found = on_sku or planner.here(session, nproc, rows)
-    console, items = Console(), Table("memory", "at its most", title=found.machine.name)
+    console, items = Console(), Table("memory", "peak", title=found.machine.name)
     machines = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
     for name, size in found.items.items():
         items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
@@ -89,7 +89,7 @@ def plan(
 
 @app.command()
 def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
-    """Check whether this machine is ready, and say how to mend what is not; exit code 1 if anything is not."""
+    """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
     from ftlib import start
 
     session = start(profile, output_root)
@@ -108,10 +108,10 @@ def bench(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     levers: Annotated[bool, typer.Option("--levers", help="Also time each lever of the fast recipe alone.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often every recipe has its turn.")] = 5,
-    updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each recipe.")] = 5,
+    updates: Annotated[int, typer.Option(min=1, help="Timed updates per turn.")] = 4,
 ) -> None:
-    """Time the seed's recipe beside this profile's and its fast one, on a model with random weights."""
+    """Time the blog post's recipe, this profile's and its fast one on a model with random weights."""
     from ftlib import start
 
     session = start(profile, output_root)
@@ -137,14 +137,14 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
 
 
 def main() -> None:
-    """Run the command line; a person's mistake ends in one line and exit code 1."""
+    """Run the command line; a mistake, or a Hub that fails, ends in one line and exit code 1."""
     try:
         app()
-    except FtlibError as error:
-        print(redact(f"error: {error}"), file=sys.stderr)
-        sys.exit(1)
-    except Exception:
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+    except Exception as error:
+        from ftlib.session.session import explain
+
+        line = str(error) if isinstance(error, FtlibError) else explain(error)
+        print(redact(f"error: {line}" if line else traceback.format_exc().rstrip()), file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,17 +1,17 @@
-"""The one kind of error that a person is meant to read."""
+"""The one kind of error that people are meant to read."""
 
 import difflib
 
 
 class FtlibError(Exception):
-    """A mistake or a missing prerequisite, told in one line: what was found, what was expected, what to do next."""
+    """A mistake or a missing prerequisite, in one line: what was found, what was expected, how to fix it."""
 
     def _render_traceback_(self) -> list[str]:
-        """Let Jupyter print the line alone: the frames below it would only point into ftlib."""
+        """Let Jupyter print the line alone: the frames below it point into ftlib, where there is nothing to fix."""
         return [f"{type(self).__name__}: {self}"]
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """A hint for a name that is not valid: the valid one that looks most like it, or all of them."""
+    """A hint for a name that is not valid: the valid name that looks most like it, or all of them."""
     close = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid are {valid}"

@@ -87,17 +87,16 @@ def push(profile: Profile, adapter_dir: Path, command: str) -> str:
         The repository's address.
 
     Raises:
-        FtlibError: there is no finished adapter, or the Hub does not take it.
+        FtlibError: there is no finished adapter, or the token may not push it.
+        HfHubHTTPError: the Hub does not take it.
     """
     from huggingface_hub import HfApi
 
     _check_finished(adapter_dir)
     repo = hub_client.check_access(profile.hub, command)
     api = HfApi()
-    for attempt in hub_client.attempts(command):
-        with attempt:
-            address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=adapter_dir, allow_patterns=list(ADAPTER_FILES))
+    address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=adapter_dir, allow_patterns=list(ADAPTER_FILES))
     return str(address)
 
 

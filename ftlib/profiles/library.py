@@ -1,4 +1,4 @@
-"""What `SFTConfig` and `LoraConfig` can be told, read from their source: importing them would load torch."""
+"""The arguments of `SFTConfig` and `LoraConfig`, read from their source: importing them would load torch."""
 
 import ast
 import importlib.util
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ftlib.errors import nearest
 
 # Each call's dataclass after those it inherits from, by package, file and class.
 CLASSES = {
@@ -25,33 +27,36 @@ CLASSES = {
 
 
 @cache
-def fields(call: str) -> dict[str, Any]:
-    """The arguments of a call, "SFTConfig" or "LoraConfig", and their types; Any for a type of the library's own."""
-    annotations: dict[str, ast.expr] = {}
+def arguments(call: str) -> dict[str, Any]:
+    """The arguments that a call accepts, each with its type, or Any for a type of the library's own."""
+    found: dict[str, Any] = {}
     for package, file, name in CLASSES[call]:
         spec = importlib.util.find_spec(package)
-        folder = Path(str(spec.origin)).parent if spec else Path()
-        tree = ast.parse((folder / file).read_text(encoding="utf-8"))
-        found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-        annotations |= {
-            line.target.id: line.annotation
-            for line in found.body
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        }
-    return {name: _type(annotation) for name, annotation in annotations.items()}
+        source = Path(str(spec and spec.origin)).parent / file
+        classes = [
+            node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+        ]
+        body = next(node.body for node in classes if node.name == name)
+        fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        found |= {ast.unparse(field.target): _type(field.annotation) for field in fields}
+    return found
 
 
 def _type(annotation: ast.expr) -> Any:
     try:
-        return eval(ast.unparse(annotation), {}, vars(typing))  # the text is the library's, not a person's
+        return eval(ast.unparse(annotation), {}, vars(typing))  # the library's own text, not a profile's
     except NameError:
         return Any
 
 
-def accepts(call: str, name: str, value: Any) -> str:
-    """Whether an argument of a call may have a value: "" if so, otherwise what was expected."""
+def refusal(call: str, name: str, value: Any) -> str:
+    """Why a call does not accept an argument with this value; "" if it does."""
+    known = arguments(call)
+    if name not in known:
+        return f"{name}: {call} has no such argument; {nearest(name, list(known))}"
     try:
-        TypeAdapter(fields(call)[name], config=ConfigDict(strict=True)).validate_python(value)
+        TypeAdapter(known[name], config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
-        return error.errors()[0]["msg"]
+        expected = error.errors()[0]["msg"]
+        return f"{name} = {value!r}: {expected[0].lower()}{expected[1:]}"
     return ""

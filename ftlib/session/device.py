@@ -1,4 +1,4 @@
-"""What the notebooks compute on, and how much memory they took. A process computes on one GPU, or on the CPU."""
+"""The GPU or CPU that this process computes on, and how much memory it has and used."""
 
 import gc
 import os
@@ -16,20 +16,13 @@ from ftlib.errors import FtlibError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
 OLDEST_DRIVER = {12: 525, 13: 580}
-"""The oldest driver for each CUDA, as NVIDIA's page on CUDA's compatibility states it."""
+"""The oldest driver for each major version of CUDA, from NVIDIA's page on CUDA compatibility."""
 RECOMPILE_LIMIT = 64
 """Shapes that flex attention may be compiled for. Training meets 6 to 8, and torch's own limit is 8."""
 
 
 class InstalledGpu(NamedTuple):
-    """A GPU as the driver knows it, whether torch can use it or not.
-
-    Attributes:
-        name: such as "NVIDIA A100 80GB PCIe".
-        driver: the driver's version, such as "580.65.06".
-        memory: MiB in all, 0 where it is not known.
-        free: MiB that nobody uses.
-    """
+    """A GPU as the driver reports it, with its memory in MiB, 0 if unknown. torch may not be able to use it."""
 
     name: str
     driver: str
@@ -38,42 +31,32 @@ class InstalledGpu(NamedTuple):
 
 
 def installed_gpus() -> list[InstalledGpu]:
-    """The GPUs that the driver knows; none without a driver."""
+    """The GPUs that nvidia-smi reports; none without it."""
     try:
         listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    fields = (line.split(", ") for line in listed.splitlines())
-    return [InstalledGpu(name, driver, _mib(memory), _mib(free)) for name, driver, memory, free in fields]
-
-
-def _mib(text: str) -> int:
-    """0 where the driver does not say, as on a GPU that shares the machine's memory."""
-    return int(text) if text.isdecimal() else 0
+    rows = [line.split(", ") for line in listed.splitlines()]
+    return [InstalledGpu(row[0], row[1], *(int(mib) if mib.isdecimal() else 0 for mib in row[2:])) for row in rows]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show this process, by index or id; without nvidia-smi torch is asked how many."""
+    """The GPUs that CUDA shows this process, by index or id; without nvidia-smi torch is asked how many there are."""
     installed = len(installed_gpus())
+    indices = [str(index) for index in range(installed or gpus())]
     if VISIBLE not in os.environ:
-        return [str(index) for index in range(installed or gpus())]
+        return indices
     names = [name.strip() for name in os.environ[VISIBLE].split(",")]
     if not installed:
-        return names[: gpus()]
-
-    def is_gpu(name: str) -> bool:
-        return name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < installed)
-
-    return list(takewhile(is_gpu, names))  # CUDA stops reading at the first that is none
+        return names[: len(indices)]
+    # CUDA stops reading at the first name that is no GPU.
+    return list(takewhile(lambda name: name in indices or name.startswith(("GPU-", "MIG-")), names))
 
 
 def use_one_gpu() -> list[str]:
-    """Leave this process one GPU, the first; call it before torch looks for GPUs.
+    """Leave this process the first of its GPUs, before torch looks for them, and return all that there were.
 
     Trainer would otherwise spread each batch over all of them, which TRL refuses.
-
-    Returns:
-        The GPUs that there were to choose from.
 
     Raises:
         FtlibError: torch uses several already.
@@ -115,11 +98,7 @@ def driver() -> tuple[str, str]:
 
 
 def check_gpu() -> None:
-    """Make sure that torch can use a GPU.
-
-    Raises:
-        FtlibError: it cannot: which driver and which torch are there, and what to do.
-    """
+    """Make sure that torch can use a GPU; FtlibError with driver, torch and what to do if it cannot."""
     found, advice = driver()
     if advice:
         raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
@@ -128,7 +107,7 @@ def check_gpu() -> None:
 def compile_for_many_shapes() -> None:
     """Have flex attention compiled for every shape that training meets, and fail where there are more.
 
-    By itself torch stops after 8 shapes and from then on writes out every attention score, without an error.
+    By default torch stops after 8 shapes and then, without an error, keeps every attention score in memory.
     """
     import torch._dynamo.config
 
@@ -137,28 +116,19 @@ def compile_for_many_shapes() -> None:
 
 
 def describe(use_cpu: bool = False, count: int = 1) -> str:
-    """Name the processor in a few words, such as "4 × NVIDIA A100 80GB PCIe" or "2 cores of AMD EPYC".
-
-    Args:
-        use_cpu: name the CPU even where there is a GPU, as for a profile that leaves it idle.
-        count: how many GPUs compute together.
-    """
+    """Name what `count` processes compute on, such as "4 × NVIDIA A100 80GB PCIe" or "2 cores of AMD EPYC"."""
     if not use_cpu and gpus():
         import torch
 
         return f"{count} × {torch.cuda.get_device_name(0)}"
-    return f"{os.cpu_count()} cores of {_processor()}"
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
 
 
 def memory_bytes(use_cpu: bool = False) -> int:
-    """Memory to compute in: of one GPU where there is one, else, or with `use_cpu`, of the machine."""
+    """The memory to compute in: of one GPU or, without one or with `use_cpu`, of the machine."""
     if not use_cpu and gpus():
         import torch
 
@@ -167,7 +137,7 @@ def memory_bytes(use_cpu: bool = False) -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that was in use so far: torch's on this process's GPU if it used one, else this process's."""
+    """The most memory in use so far: torch's on this process's GPU if it used one, else this process's."""
     import torch
 
     on_gpu = torch.cuda.max_memory_reserved() if gpus() else 0
@@ -175,24 +145,19 @@ def peak_memory_bytes() -> int:
 
 
 def peak_above(work: Callable[[], object], use_cpu: bool = False) -> int:
-    """The most memory that torch takes for tensors while something runs, above what it held before, in bytes.
+    """The most memory that torch takes for tensors while `work` runs, above what it held before, in bytes.
 
-    On a GPU torch's allocator keeps count. On a CPU nobody does, so its profiler's record of every allocation is added
-    up, which slows the work down a little and is exact: the same work gives the same number.
-
-    Args:
-        work: what to run.
-        use_cpu: look at the CPU's memory even where there is a GPU.
+    On a CPU nobody keeps count, so the record of every allocation in torch's profiler is added up.
     """
     import torch
 
-    gc.collect()  # or what is garbage by now may be freed while the work runs, and would be taken off its peak
+    gc.collect()  # or garbage that is freed while the work runs would be taken off its peak
     if gpus() and not use_cpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return int(torch.cuda.max_memory_allocated() - before)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal that it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints that it begins and ends
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()

@@ -1,71 +1,123 @@
-"""Whether the Hub lets us push, what is tried again where it does not answer, and what a person is told in the end."""
+"""The Hub: a client that tries again what may pass, an early check of access, and its errors in one line."""
 
-import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
-from tenacity import (
-    AttemptManager,
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_exponential,
-)
 
 from ftlib.errors import FtlibError
 from ftlib.profiles import Hub
 
 TIMEOUT_S = 5.0
 """How long a question that takes the Hub no time may take."""
-
-# A conflict passes once the other commit is through. 401, 403 and 404 stay what they are until a person does something.
-RETRIED = {408, 409, 412, 429}
-# huggingface_hub repeats some requests by itself, for 23 s. After such a one a second attempt is enough, or a person
-# would wait for minutes; what fails at once is tried five times, within 15 s.
-RETRYING_ENDS = (stop_after_delay(20) & stop_after_attempt(2)) | stop_after_attempt(5)
-LONGEST_WAIT_S = 30
-# The last two are what the library for large files, hf_xet, raises.
-LOST = (
-    httpx2.TimeoutException,
-    httpx2.NetworkError,
-    httpx2.RemoteProtocolError,
-    json.JSONDecodeError,
-    ConnectionError,
-    TimeoutError,
-)
+# Seconds without progress, not of a whole transfer. The Hub answers a commit only when it has stored it.
+PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
+WAITS_S = (1, 2, 4, 8)
+LONGEST_S = 20
+"""No attempt after the second begins later than this, and no Retry-After is followed for longer."""
+BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
+LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
 ADVICE = {
-    401: f"{LOG_IN} to a token that is valid",
+    401: f"{LOG_IN} to a valid token",
     403: "use a token that may write there, or change hub.push_target",
-    404: "check hub.push_target, and that your token may see it",
+    404: "check hub.push_target and hub.model, and that your token may see them",
     409: "wait until nobody else pushes there",
     412: "wait until nobody else pushes there",
     429: "give it a few minutes",
 }
 
 
+class PatientClient(httpx2.Client):
+    """huggingface_hub's HTTP client, with timeouts and with new attempts after an error that may pass.
+
+    What fails for good is raised as an error that huggingface_hub's own retries let through: they would begin again.
+    """
+
+    def __init__(self) -> None:
+        from huggingface_hub.utils._http import hf_request_event_hook
+
+        hooks = {"request": [hf_request_event_hook]}
+        super().__init__(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(**PATIENCE_S))
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request up to five times; one whose body cannot be read twice, once.
+
+        After a HEAD that nobody answers, huggingface_hub itself looks into its cache and then asks again.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        may_pass = BROKEN if request.method == "HEAD" else (HfHubHTTPError, *LOST)
+        again = isinstance(request.stream, httpx2.ByteStream)
+        begun = time.monotonic()
+        for wait in (*WAITS_S, 0) if again else (0,):
+            try:
+                return self._attempt(request, options)
+            except may_pass as error:
+                late = wait > WAITS_S[0] and time.monotonic() - begun > LONGEST_S
+                if late or not wait:
+                    failure = error
+                    break
+                asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+                print(f"{_told(error)}; trying again", file=sys.stderr)
+                time.sleep(max(wait, min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
+        if isinstance(failure, HfHubHTTPError):
+            raise failure
+        raise httpx2.TransportError(str(failure), request=request) from failure
+
+    def _attempt(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        from huggingface_hub import hf_raise_for_status
+
+        response = super().send(request, **options)
+        status, is_commit = response.status_code, "/commit/" in request.url.path
+        # Elsewhere a conflict says that a repository exists already, which huggingface_hub expects.
+        may_pass = status in (408, 429) or status >= 500 or (status in (409, 412) and is_commit)
+        if may_pass and request.method != "HEAD":
+            response.read()
+            hf_raise_for_status(response)
+        return response
+
+
+def explain(error: BaseException, command: str = "") -> str:
+    """Explain an error of the Hub, or one that it caused, in one line; "" for any other error.
+
+    `command` is the one that pushes a finished adapter later, if there is one.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, (httpx2.HTTPError, ConnectionError)):
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    if found is None:
+        return ""
+    status = int(found.response.status_code) if hasattr(found, "response") else 0
+    otherwise = "wait until it is well again" if status >= 500 else "look at the repository and your account there"
+    advice = ADVICE.get(status, otherwise) if status else "check the network and the proxy"
+    then = f", then run `{command}`; the saved adapter is complete and unchanged" if command else ""
+    return f"{_told(found)}; {advice}{then}"
+
+
+def _told(error: BaseException) -> str:
+    """What happened, in our own words: an error's text, or the Hub's, may hold a secret."""
+    if not hasattr(error, "response"):
+        return f"the Hub is out of reach ({type(error.__cause__ or error).__name__})"
+    status = int(error.response.status_code)
+    return f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
+
+
 def check_access(hub: Hub, command: str = "") -> str:
-    """Make sure, before anything that takes long, that the adapter may be pushed at its end.
-
-    Args:
-        hub: where it would go.
-        command: where there is an adapter already, the command line that pushes it later, for a person to read.
-
-    Returns:
-        The id of the repository that it will go to, which need not exist yet.
+    """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet.
 
     Raises:
         FtlibError: there is no token, the Hub is out of reach or refuses it, it may not write to the target, or the
-            target is public where the profile wants it private.
+            target is public where the profile wants it private. It names `command`, which pushes an adapter later.
     """
-    with _in_one_line(_later(command) if command else ""):
-        repo: str = _retrying()(_writable_target, hub)
-    return repo
+    try:
+        return _writable_target(hub)
+    except Exception as error:
+        if line := explain(error, command):
+            raise FtlibError(line) from None
+        raise
 
 
 def _writable_target(hub: Hub) -> str:
@@ -94,11 +146,7 @@ def _writable_target(hub: Hub) -> str:
 
 
 def whoami(token: str) -> dict[str, Any]:
-    """What the Hub knows of a token; huggingface_hub's own `whoami` would wait longer for it.
-
-    Raises:
-        HfHubHTTPError: the Hub refuses the token, or is not well.
-    """
+    """What the Hub knows about a token, as HfApi.whoami tells, within `TIMEOUT_S`."""
     from huggingface_hub import constants, get_session, hf_raise_for_status
 
     headers = {"Authorization": f"Bearer {token}"}
@@ -124,90 +172,3 @@ def may_write(account: Mapping[str, Any], repo: str) -> bool:
         return bool(writable & {owner, repo})
     organisations = [found["name"] for found in account.get("orgs", []) if found.get("roleInOrg") != "read"]
     return token.get("role") != "read" and owner in (account["name"], *organisations)
-
-
-def attempts(command: str) -> Iterator[AttemptManager]:
-    """Try what is below `with attempt:` until the Hub does it, or until trying again helps no more.
-
-    Args:
-        command: the command line that does it later, for a person to read.
-
-    Raises:
-        FtlibError: the Hub did not do it: what it answered, and what to do. An error of something else stays as it is.
-    """
-    with _in_one_line(_later(command)):
-        yield from _retrying()
-
-
-def _later(command: str) -> str:
-    return f", then run `{command}`; the saved adapter is complete and unchanged"
-
-
-def _retrying() -> Retrying:
-    return Retrying(
-        retry=retry_if_exception(_may_pass), stop=RETRYING_ENDS, wait=_wait, before_sleep=_announce, reraise=True
-    )
-
-
-@contextmanager
-def _in_one_line(then: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        found = _of_the_hub(error)
-        if found is None:
-            raise
-        raise FtlibError(f"{_told(found)}; {_advice(_status(found))}{then}") from None
-
-
-def _advice(status: int) -> str:
-    if not status:
-        return "check the network and the proxy"
-    otherwise = "wait until it is well again" if status >= 500 else "look at the repository and your account there"
-    return ADVICE.get(status, otherwise)
-
-
-def _of_the_hub(error: BaseException | None) -> BaseException | None:
-    """The Hub's part in an error: itself, or what it was raised from, as where transformers could not download."""
-    while error is not None and not isinstance(error, (httpx2.HTTPError, *LOST)):
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error
-
-
-def _status(error: BaseException) -> int:
-    """The status of the Hub's answer; 0 where there was none."""
-    return int(error.response.status_code) if hasattr(error, "response") else 0
-
-
-def _may_pass(error: BaseException) -> bool:
-    found = _of_the_hub(error)
-    if found is None:
-        return False
-    return _status(found) in RETRIED or _status(found) >= 500 or isinstance(found, LOST)
-
-
-def _wait(state: RetryCallState) -> float:
-    """1, 2, 4 and 8 seconds, or longer if the Hub asks for it."""
-    response = getattr(_failure(state), "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    asked_s = min(int(asked), LONGEST_WAIT_S) if asked.isdigit() else 0
-    return max(asked_s, wait_exponential()(state))
-
-
-def _announce(state: RetryCallState) -> None:
-    print(f"{_told(_failure(state))}; trying again", file=sys.stderr)
-
-
-def _failure(state: RetryCallState) -> BaseException:
-    found = _of_the_hub(state.outcome.exception() if state.outcome else None)
-    assert found is not None, "nothing else is tried again"
-    return found
-
-
-def _told(error: BaseException) -> str:
-    """What happened, in words of our own: an error's text, or the Hub's, may carry what nobody else should read."""
-    if _status(error):
-        return f"the Hub answers {_status(error)} {httpx2.codes.get_reason_phrase(_status(error))}".rstrip()
-    if isinstance(error, json.JSONDecodeError):
-        return "the Hub's answer cannot be read"
-    return f"the Hub is out of reach ({type(error).__name__})"

@@ -1,6 +1,6 @@
-"""The checksums beside a folder's files, by which anyone can tell that they are whole and are what was written.
+"""`manifest.json`: the checksums that show whether a folder's files are complete and unchanged.
 
-The manifest is written last and in one step, so a folder that was cut short while it was filled has none.
+It is written last and in one step, so a folder whose writing was interrupted has none.
 """
 
 import hashlib
@@ -29,11 +29,7 @@ _LISTED = TypeAdapter(dict[str, Entry])
 
 
 def write(folder: Path, names: Iterable[str]) -> None:
-    """Write `folder/manifest.json` about the named files, once they are safely on the disk.
-
-    Raises:
-        FtlibError: one of the files is missing.
-    """
+    """Write `folder/manifest.json` for the named files, once they are safely on the disk."""
     listed = sorted({*names} - {NAME})
     path = folder / NAME
     path.unlink(missing_ok=True)  # an earlier one may describe other contents
@@ -48,30 +44,19 @@ def write(folder: Path, names: Iterable[str]) -> None:
     _flush(folder)
 
 
-def read(folder: Path) -> dict[str, Entry]:
-    """Read what the folder's manifest says of each file.
-
-    Raises:
-        FtlibError: there is none, because the folder was not written to its end, or it cannot be read.
-    """
-    path = folder / NAME
-    if not path.is_file():
-        raise FtlibError(f"found no {NAME} in {folder.name}/, expected one in a finished folder; write it again")
-    try:
-        return _LISTED.validate_json(path.read_bytes())
-    except ValidationError:
-        raise FtlibError(
-            f"found {folder.name}/{NAME} unreadable, expected each file's sha256 and size; write the folder again"
-        ) from None
-
-
 def verify(folder: Path) -> None:
     """Compare every file that the manifest lists with what it says.
 
     Raises:
-        FtlibError: there is no manifest, or a file is missing or has changed; the first one is named.
+        FtlibError: there is no readable manifest, or a file is missing or has changed; the first one is named.
     """
-    for name, expected in read(folder).items():
+    try:
+        listed = _LISTED.validate_json((folder / NAME).read_bytes())
+    except OSError:
+        raise FtlibError(f"found no {NAME} in {folder.name}/, so it is not finished; write it again") from None
+    except ValidationError:
+        raise FtlibError(f"found {folder.name}/{NAME} unreadable; write the folder again") from None
+    for name, expected in listed.items():
         found = _describe(folder / name) if (folder / name).is_file() else "nothing"
         if found != expected:
             raise FtlibError(
@@ -88,18 +73,13 @@ def is_complete(folder: Path) -> bool:
     return True
 
 
-def checksum(data: bytes) -> str:
-    """The SHA-256 of some bytes, as a manifest has it."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def _describe(path: Path) -> Entry:
     data = path.read_bytes()
-    return Entry(sha256=checksum(data), size=len(data))
+    return Entry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold it: otherwise, after a power cut, there may be a manifest and not what it vouches for."""
+    """Write a file through to the disk, so that no power cut leaves a manifest without the files it lists."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

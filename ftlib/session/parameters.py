@@ -1,8 +1,7 @@
-"""A notebook's parameters, checked for what papermill lets through.
+"""Checks what papermill injects into a notebook.
 
-papermill writes what it is given into a cell of its own, below the cell of parameters. A misspelt name only warns
-there, and the notebook runs with the value that it had; `-p resume false` arrives as the text "false", which Python
-takes for true.
+papermill only warns about a parameter with a misspelt name, and hands over `-p resume false` as the text "false", which
+Python takes for true.
 """
 
 import ast
@@ -13,20 +12,18 @@ from typing import Any
 from ftlib import profiles
 from ftlib.errors import FtlibError, nearest
 
-INJECTED = "# Parameters\n"
-"""How papermill's cell begins."""
-
+INJECTED = "# Parameters\n"  # the first line of papermill's cell
 EXPECTED = {bool: "True or False", str: "text"}
 
 
 def check(cells: Sequence[str]) -> None:
-    """Compare the parameters that were handed in with those that the notebook has.
+    """Compare the parameters that papermill injected with the notebook's own, in the cell above them.
 
     Args:
-        cells: the source of the cells that have been executed so far, such as IPython's `In`.
+        cells: the source of the cells that have run so far, such as IPython's `In`.
 
     Raises:
-        FtlibError: a parameter is unknown or of another type, with the nearest name or the values that are allowed.
+        FtlibError: a parameter is unknown or of another type.
     """
     for own, given in pairwise(cells):
         if given.startswith(INJECTED):
@@ -50,13 +47,9 @@ def _value(expression: ast.expr) -> Any:
 
 def _check(name: str, value: Any, known: dict[str, Any]) -> None:
     if name not in known:
-        section = profiles.section_of(name)
-        hint = (
-            f"it is a value of the profile: write it into a .toml file below [{section}], and pass the file as profile"
-            if section
-            else f"{nearest(name, list(known))}"
-        )
+        hint = nearest(name, list(known))
+        if section := profiles.section_of(name):
+            hint = f"it is a value of the profile: set it in a .toml file under [{section}], and pass that as profile"
         raise FtlibError(f"no parameter is called {name} (given: {value!r}); {hint}")
-    wanted = type(known[name])
-    if type(value) is not wanted:
+    if type(value) is not (wanted := type(known[name])):
         raise FtlibError(f"parameter {name} = {value!r}: found {type(value).__name__}, expected {EXPECTED[wanted]}")

@@ -9,12 +9,11 @@ from ftlib.session.redaction import redact
 
 
 def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
-    """Write a notebook's record to `folder/<notebook>.json`, whole or not at all."""
+    """Write a notebook's record to `folder/<notebook>.json`, without secrets, and whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{notebook}.json"
     unfinished = path.with_suffix(".part")
-    text = redact(json.dumps(values, indent=2, ensure_ascii=False))
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(redact(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
     return unfinished.replace(path)
 
 
@@ -22,7 +21,7 @@ def read(folder: Path, notebook: str) -> dict[str, Any]:
     """Read the record that a notebook left.
 
     Raises:
-        FtlibError: there is none, because the notebook has not been run to its end.
+        FtlibError: there is none, because the notebook has not run to its end.
     """
     path = folder / f"{notebook}.json"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Keeps tokens, keys and write links out of everything that a person, a log or a file is shown.
+"""Takes tokens, keys and write links out of text, before a person, a log or a file gets it.
 
-What is secret is known in two ways: by its value, where this machine holds it (environment, cached log-in), and by its
-shape, where it comes from elsewhere (a Hub's answer, a link with a signature in it). `redact` takes both out of a text.
+A secret is known by its value, where this machine holds it (environment, cached log-in), or by its shape, where it
+comes from elsewhere (an answer of the Hub, a signed link).
 """
 
 import base64
@@ -9,27 +9,22 @@ import html
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, quote_plus
 
 REMOVED = "[secret removed]"
-
-# Shorter values are switches, numbers and everyday words, which would be taken out of every text that has them; and
-# with fewer different characters ("xxxxxxxx") they are placeholders. Real tokens have at least 16 characters.
+# Shorter values are switches and everyday words, which would be removed from every text that has them, and values of
+# fewer different characters are placeholders such as "xxxxxxxx". Real tokens have at least 16 characters.
 MIN_LENGTH = 8
 MIN_DIFFERENT = 4
-# Whole words: TOKENIZERS_PARALLELISM and MONKEY hold no secret. HF_TOKEN_PATH or KEY_ID are about one and are none.
+# Whole words, so not TOKENIZERS_PARALLELISM or MONKEY; and HF_TOKEN_PATH or KEY_ID hold no secret themselves.
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|(?:API)?KEY|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(?:_|$)"
 )
 _ABOUT_A_SECRET = re.compile(r"_(?:DIR|FILE|ID|NAME|PATH|TYPE|URI|URL)$")
-
-# No pattern runs over a quote, a backslash or "<": JSON and HTML stay whole when they are redacted as text.
+# No pattern runs over a quote, a backslash or "<", so JSON and HTML stay whole.
 _SHAPES = [
     re.compile(pattern)
     for pattern in (
@@ -44,12 +39,12 @@ _SHAPES = [
     )
 ]
 _STORED = re.compile(r"^\s*(?:hf_token|refresh_token)\s*[=:]\s*(\S+)", re.MULTILINE)
-# What was secret once stays so, also when `start` has hidden a person's own token from a rehearsal.
+# Also what was secret earlier, since `start` hides a person's own token from a rehearsal.
 _seen: set[str] = set()
 
 
 def redact(text: str) -> str:
-    """Take every secret out of a text, also where it stands URL-encoded, escaped, or in base64."""
+    """Take every secret out of a text, also where it is URL-encoded, escaped, or in base64."""
     for form in _forms(known_secrets()):
         text = text.replace(form, REMOVED)
     for shape in _SHAPES:
@@ -58,62 +53,26 @@ def redact(text: str) -> str:
 
 
 def known_secrets() -> frozenset[str]:
-    """The secrets that this process has met up to now: in its environment and in huggingface_hub's cached log-in."""
+    """The secrets that this process has met so far, in its environment and in huggingface_hub's cached log-in."""
     for value in (*_in_environment(), *_in_cached_login()):
         lines = (line.strip() for line in value.splitlines())  # a private key is shown line by line
         _seen.update(line for line in lines if len(line) >= MIN_LENGTH and len(set(line)) >= MIN_DIFFERENT)
     return frozenset(_seen)
 
 
-def guard_kernel() -> None:
-    """From now on, let what this notebook shows pass `redact`: streams, results, displays and errors alike.
-
-    They leave the kernel as messages, each packed into JSON by one function. In plain Python there is nothing to guard.
-    """
-    known_secrets()
-    if "ipykernel" not in sys.modules:
-        return
-    from IPython.core.getipython import get_ipython
-
-    kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None or isinstance(kernel.session.pack, _GuardedPack):
-        return
-    kernel.session.pack = _GuardedPack(kernel.session.pack)
-    for stream in (sys.stdout, sys.stderr):
-        # ipykernel repeats on the terminal, as it is, what a child process or a C library prints.
-        if hasattr(stream, "_original_stdstream_copy"):
-            stream._original_stdstream_copy = os.open(os.devnull, os.O_WRONLY)
-
-
-@dataclass(frozen=True)
-class _GuardedPack:
-    """The function that packs a kernel's messages, with the secrets taken out of what it packs."""
-
-    pack: Callable[[Any], bytes]
-
-    def __call__(self, content: Any) -> bytes:
-        # jupyter_client lets text that is no Unicode pass in this way, too.
-        packed = self.pack(content).decode("utf-8", "surrogateescape")
-        return redact(packed).encode("utf-8", "surrogateescape")
-
-
 def _in_environment() -> Iterator[str]:
-    for name in list(os.environ):
-        value = os.environ.get(name, "")  # another thread may just have removed it
-        if _SECRET_NAME.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not _exists(value):
+    for name, value in os.environ.copy().items():
+        is_path = os.path.exists(value)  # noqa: PTH110 (Path.exists fails on some texts that are no path)
+        if _SECRET_NAME.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not is_path:
             yield value
 
 
 def _in_cached_login() -> Iterator[str]:
-    """The tokens of `hf auth login`, from its files: huggingface_hub reads its settings when it is imported."""
+    """The tokens of `hf auth login`, from its files: huggingface_hub must not be imported before `start`."""
     own = Path("~/.cache/huggingface/token")
-    token_paths = {
-        own,
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface/token",
-        Path(os.environ.get("HF_HOME", own.parent)) / "token",
-        Path(os.environ.get("HF_TOKEN_PATH", own)),
-    }
-    for path in token_paths:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    home = Path(os.environ.get("HF_HOME", cache))
+    for path in {own, cache / "token", home / "token", Path(os.environ.get("HF_TOKEN_PATH", own))}:
         yield _content(path)
         yield from _STORED.findall(_content(path.with_name("stored_tokens")))
 
@@ -125,29 +84,17 @@ def _content(path: Path) -> str:
         return ""
 
 
-def _exists(value: str) -> bool:
-    try:
-        return Path(value).exists()
-    except (OSError, ValueError):  # too long for a path, or with a character that no path has
-        return False
-
-
 @lru_cache(maxsize=8)
 def _forms(secrets: frozenset[str]) -> list[str]:
-    """How the secrets may stand in a text, longest first, so that none is cut short by a part of it."""
+    """How the secrets may be written in a text, longest first, so that no part of one is replaced before the whole."""
     forms = set(secrets)
     for secret in secrets:
         forms |= {quote(secret), quote(secret, safe=""), quote_plus(secret), html.escape(secret), repr(secret)[1:-1]}
-        forms |= set(_base64_forms(secret.encode("utf-8", "surrogateescape")))
+        for before in range(3):  # base64 differs by where the secret begins in a group of three bytes
+            encoded = base64.b64encode(bytes(before) + secret.encode("utf-8", "surrogateescape")).rstrip(b"=").decode()
+            # The characters at either end also hold bits of the neighbouring text.
+            inner = encoded[(0, 2, 3)[before] : -1 if (before + len(secret.encode("utf-8", "replace"))) % 3 else None]
+            forms |= {inner, inner.replace("+", "-").replace("/", "_")}
     for _ in range(2):  # a cell may show JSON, and notebooks are JSON
         forms |= {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in forms for ascii_only in (True, False)}
     return sorted(forms, key=len, reverse=True)
-
-
-def _base64_forms(secret: bytes) -> Iterator[str]:
-    """What base64 makes of a secret that begins one, two or no bytes after a group of three, in both alphabets."""
-    for before in range(3):
-        encoded = base64.b64encode(bytes(before) + secret).rstrip(b"=").decode()
-        # The characters at either end also hold bits of what stands beside the secret.
-        whole = encoded[(0, 2, 3)[before] : -1 if (before + len(secret)) % 3 else None]
-        yield from (whole, whole.replace("+", "-").replace("/", "_"))

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import tenacity
 from datasets import Dataset, disable_progress_bars
 from filelock import FileLock
 from helpers import NOTEBOOKS
@@ -24,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from ftlib import cli, profiles
 from ftlib.model import checkpoints, publish
 from ftlib.runner import execution
-from ftlib.session import hub_client, manifest, session
+from ftlib.session import hub_client, kernel, manifest, session
 
 TOKEN = "hf_neverShownNeverShownNeverShown"
 REQUEST = httpx2.Request("GET", "https://hub/api")
@@ -125,10 +124,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(session, "_connect", lambda profile, output_dir: ("http://127.0.0.1:9", []))
-    monkeypatch.setattr(session, "_limit_waiting", lambda: None)
     monkeypatch.setattr(session, "_current", None)
     monkeypatch.setattr(HfApi, "model_info", missing)
-    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda seconds: None))
     disable_progress_bars()
     world = World(tmp_path, monkeypatch)
     world.free_bytes(10**12)
@@ -142,7 +139,7 @@ def in_this_process(world: World, notebooks: Any, monkeypatch: pytest.MonkeyPatc
 
     def execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
         cells = ["", notebooks.cells(name)[0], f"# Parameters\n{papermill['given']}\n"]
-        monkeypatch.setattr(session, "_executed_cells", lambda: cells)
+        monkeypatch.setattr(kernel, "executed_cells", lambda: cells)
         current = session.start(parameters["profile"], parameters["output_root"])
         namespace = {"session": current, "profile": current.profile, "resume": parameters.get("resume")}
         namespace |= {"checkpoints": checkpoints, "train_dataset": ROWS}

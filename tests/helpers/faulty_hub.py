@@ -1,4 +1,4 @@
-"""The rehearsal Hub on a bad day: it answers the requests that a test picks with a fault, and counts them all."""
+"""The rehearsal Hub on a bad day: it answers the requests that a test picks with a fault, and counts them."""
 
 import asyncio
 import re
@@ -12,10 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ftlib.rehearsal.hub import RehearsalHub
 
-STATUSES = ("401", "403", "404", "409", "412", "429", "500", "503")
-# No answer: the connection is reset at once, or nothing comes. Half an answer: then the connection is closed, or reset.
-BROKEN = ("reset", "stall", "cut short", "reset half-way")
-FAULTS = (*STATUSES, *BROKEN)
+STALL_S = 2.0
 # A bad Hub may say anything, and nothing of it belongs in what a person is told.
 GOSSIP = "Bearer {token} was not welcome"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -24,54 +21,45 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class FaultyHub(RehearsalHub):
     """A rehearsal Hub that can be told to answer some requests with a fault.
 
-    Args:
-        state_dir: Where pushed repositories are kept.
-        stall_s: How long a stalled request gets no answer.
+    A fault is a status, or "reset" (the connection, at once), "stall" (no answer), "cut short" (half an answer) or
+    "reset half-way".
     """
 
-    def __init__(self, state_dir: Path, stall_s: float) -> None:
+    def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
         self._healthy, self._app = self._app, self
-        self._stall_s = stall_s
         self.recover()
 
     def fail(self, fault: str, request: str, times: float) -> None:
         """From here on, answer the first `times` requests whose method and path match a pattern with a fault."""
-        self.recover()
-        self._fault, self._request, self._left = fault, re.compile(request), times
+        self._fault, self._request, self._left, self.failed = fault, re.compile(request), times, 0
 
     def recover(self) -> None:
-        """Be well again, and forget what was asked."""
-        self.requests: list[str] = []  # method and path
-        self.ranges: list[str] = []  # which parts of files
-        self.failed = 0
-        self._left: float = 0
+        """Be well again."""
+        self._left, self.failed = 0.0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = f"{scope['method']} {scope['path']}"
-        self.requests.append(request)
-        self.ranges += [value.decode() for name, value in scope["headers"] if name == b"range"]
         if not self._left or not self._request.fullmatch(request):
             await self._healthy(scope, receive, send)
             return
         self._left -= 1
         self.failed += 1
-        if self._fault in STATUSES:
+        if self._fault.isdecimal():
             await self._refusal()(scope, receive, send)
             return
         if self._fault == "stall":
-            await asyncio.sleep(self._stall_s)
+            await asyncio.sleep(STALL_S)
         elif self._fault != "reset":
             await self._half(scope, receive, send)
         await _hang_up(send, reset=self._fault.startswith("reset"))
 
     def _refusal(self) -> Response:
-        """A gateway's page for 5xx, else the Hub's JSON; with a conflict comes the address that is taken."""
+        """A gateway's page for 5xx, else the Hub's JSON."""
         status, gossip = int(self._fault), GOSSIP.format(token=self.token)
         if status >= 500:
             return HTMLResponse(f"<html>{gossip}</html>", status)
-        body = {"error": gossip, "url": f"{self.endpoint}/learner/gpt-oss-tiny-multilingual-reasoner"}
-        return JSONResponse(body, status, {"Retry-After": "1"} if status == 429 else {})
+        return JSONResponse({"error": gossip}, status, {"Retry-After": "7"} if status == 429 else {})
 
     async def _half(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do as asked, and send half of the answer, below the headers of the whole."""

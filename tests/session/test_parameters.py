@@ -34,17 +34,10 @@ def test_what_the_notebook_knows_passes(cells: list[str]) -> None:
         ("xyz = 3", "no parameter is called xyz (given: 3); valid are ['profile', 'output_root', 'resume']"),
         (
             "learning_rate = 0.0001",
-            "no parameter is called learning_rate (given: 0.0001); it is a value of the profile: write it into a .toml "
-            "file below [train], and pass the file as profile",
-        ),
-        (
-            'learning_rate = "1e-4"',
-            "no parameter is called learning_rate (given: '1e-4'); it is a value of the profile",
+            "no parameter is called learning_rate (given: 0.0001); it is a value of the profile: set it in a .toml",
         ),
         ('resume = "false"', "parameter resume = 'false': found str, expected True or False"),
-        ("resume = 0", "parameter resume = 0: found int, expected True or False"),
         ("profile = 20", "parameter profile = 20: found int, expected text"),
-        ("output_root = None", "parameter output_root = None: found NoneType, expected text"),
         ("resume = float('nan')", "parameter resume = \"float('nan')\": found str, expected True or False"),
     ],
 )

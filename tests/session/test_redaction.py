@@ -1,4 +1,4 @@
-"""What is secret is taken out of a text, and nothing else is; a guarded kernel shows none."""
+"""What is secret is taken out of a text, and nothing else is."""
 
 import base64
 import hashlib
@@ -7,10 +7,8 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import nbformat
 import pytest
 from helpers import ROOT
 
@@ -35,13 +33,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # What is known
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AZUREML_TOKEN", "MY_API_KEY", "my_api_key", "OPENAI_APIKEY",
-        "AZURE_CLIENT_SECRET", "DB_PASSWORD", "AZURE_STORAGE_CONNECTION_STRING", "STORAGE_SAS", "TOKEN", "KEY_1",
-    ],
-)  # fmt: skip
+NAMES = ["HF_TOKEN", "my_api_key", "AZURE_CLIENT_SECRET", "DB_PASSWORD", "STORAGE_CONNECTION_STRING", "SAS", "KEY_1"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_variable_whose_name_says_so_is_secret(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "correct horse")
     assert redact("say correct horse.") == f"say {REMOVED}."
@@ -52,11 +47,7 @@ def test_a_variable_whose_name_says_so_is_secret(monkeypatch: pytest.MonkeyPatch
     [
         ("TOKENIZERS_PARALLELISM", "sometimes"),
         ("MONKEY", "chimpanzee"),
-        ("HF_ENDPOINT", "https://huggingface.co"),
-        ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"),
         ("USE_TOKEN", "true"),
-        ("MAX_TOKEN", "4096"),
-        ("API_KEY", ""),
         ("API_KEY", "xxxxxxxxxxxxxxxx"),
         ("HF_TOKEN_PATH", "/somewhere/not/there/token"),
         ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
@@ -86,27 +77,20 @@ def test_a_cached_log_in_is_secret_wherever_it_is(
     assert known_secrets() == {"the-active-token", "the-other-token", "the-refresh-token"}
 
 
-def test_a_home_that_cannot_be_read_or_found_stops_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / ".cache/huggingface/token").mkdir(parents=True)
-    assert known_secrets() == frozenset()
-    monkeypatch.setenv("HF_HOME", "~nobody-of-this-name/cache")
-    assert known_secrets() == frozenset()
-
-
 def test_what_was_secret_once_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`start` guards the kernel, then takes the person's token out of a rehearsal's environment."""
+    """`start` looks first, then takes the person's token out of a rehearsal's environment."""
     monkeypatch.setenv("MY_TOKEN", "first-value")
-    redaction.guard_kernel()
+    known_secrets()
     monkeypatch.setenv("MY_TOKEN", "second-value")
     assert redact("first-value, second-value") == f"{REMOVED}, {REMOVED}"
 
 
-def test_a_private_key_is_taken_out_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_key_is_taken_out_line_by_line_and_a_longer_secret_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNING_KEY", "-----BEGIN KEY-----\nMIIEvQIBADANBg\n-----END KEY-----\n")
-    assert "MIIEvQ" not in redact(json.dumps(["-----BEGIN KEY-----\n", "MIIEvQIBADANBg\n"]) + "\n  MIIEvQIBADANBg")
+    monkeypatch.setenv("LONG_KEY", "MIIEvQIBADANBg-battery")
+    assert redact("  MIIEvQIBADANBg, MIIEvQIBADANBg-battery") == f"  {REMOVED}, {REMOVED}"
 
 
-@pytest.mark.parametrize("secret", ["correct-horse-battery", ODD])
 @pytest.mark.parametrize(
     "encode",
     [
@@ -118,19 +102,13 @@ def test_a_private_key_is_taken_out_line_by_line(monkeypatch: pytest.MonkeyPatch
         lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
     ],
 )  # fmt: skip
-def test_no_form_of_a_secret_stays(monkeypatch: pytest.MonkeyPatch, encode: Callable[[str], str], secret: str) -> None:
-    monkeypatch.setenv("MY_API_KEY", secret)
-    shown = redact(f"before {encode(secret)} after")
+def test_no_form_of_a_secret_stays(monkeypatch: pytest.MonkeyPatch, encode: Callable[[str], str]) -> None:
+    monkeypatch.setenv("MY_API_KEY", ODD)
+    shown = redact(f"before {encode(ODD)} after")
     assert REMOVED in shown
-    assert encode(secret).strip("='\"")[4:-6] not in shown
+    assert encode(ODD).strip("='\"")[4:-6] not in shown
     assert shown.startswith("before ")
     assert shown.endswith(" after")
-
-
-def test_a_secret_that_holds_another_is_removed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHORT_KEY", "correct-horse")
-    monkeypatch.setenv("LONG_KEY", "correct-horse-battery")
-    assert redact("correct-horse-battery") == REMOVED
 
 
 # What is known by its shape
@@ -184,88 +162,3 @@ def test_pictures_models_and_notebooks_are_left_alone(monkeypatch: pytest.Monkey
     assert len(weights) > 100_000
     for text in (*shipped, weights, (ASSETS / "manifest.json").read_text()):
         assert redact(text) == text
-
-
-# The kernel
-
-
-def test_in_plain_python_there_is_nothing_to_guard(run_python: Callable[..., Any]) -> None:
-    code = (
-        "import json, sys; from ftlib.session import redaction; before = sys.stdout; redaction.guard_kernel()\n"
-        "print(json.dumps([sys.stdout is before, 'IPython' in sys.modules]))"
-    )
-    assert run_python(code) == [True, False]
-
-
-SETUP = """
-import base64, json, os, sys, threading, warnings
-from IPython.display import HTML, JSON, Image, display
-secret, picture = os.environ["MY_API_KEY"], base64.b64decode(os.environ["PICTURE"])
-"""
-SHOWN = {
-    "print": "print(secret)",
-    "in two pieces": "print(secret[:9], end=''); print(secret[9:])",
-    "environment": "print(dict(os.environ))",
-    "stderr": "print(secret, file=sys.stderr)",
-    "warning": "warnings.warn(secret)",
-    "result": "[secret]",
-    "html": "HTML(secret)",
-    "display": "display({'text/plain': secret, 'application/json': {'a': [secret]}}, raw=True)",
-    "updated display": "handle = display('', display_id=True); handle.update(JSON({'a': secret}))",
-    "thread": "thread = threading.Thread(target=lambda: display(HTML(secret))); thread.start(); thread.join()",
-    "failing thread": "thread = threading.Thread(target=lambda: {}[secret]); thread.start(); thread.join()",
-    "child process": "import subprocess, time; subprocess.run(['printenv', 'MY_API_KEY']); time.sleep(0.5)",
-    "shell": "!echo $MY_API_KEY",
-    "base64": "print(base64.b64encode(f'user:{secret}'.encode()))",
-    "error": "raise ValueError(f'{secret} is refused')",
-    "chained errors": "try:\n    {}[secret]\nexcept KeyError as error:\n    raise RuntimeError(secret) from error",
-    "no syntax": "exec(f'{secret!r} = 1')",
-    "picture": "display(Image(picture))",
-}
-
-
-def executed(cells: list[str], folder: Path) -> tuple[dict[str, str], list[Any]]:
-    """What each cell shows, and what the kernel replies to it, from one kernel that is asked for cell after cell."""
-    from nbconvert.preprocessors import ExecutePreprocessor
-    from traitlets.config import Config
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    replies: list[Any] = []
-    client = ExecutePreprocessor(
-        allow_errors=True,
-        config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-        on_cell_executed=lambda cell, cell_index, execute_reply: replies.append(execute_reply["content"]),
-    )
-    client.preprocess(notebook, {"metadata": {"path": str(folder)}})
-    return {cell.source: json.dumps(cell.outputs, ensure_ascii=False) for cell in notebook.cells}, replies
-
-
-def test_a_guarded_kernel_shows_no_secret_and_all_else(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # or ipykernel does not listen to child processes
-    picture = base64.b64encode(next((ROOT / "notebooks/images").glob("*.png")).read_bytes()).decode()
-    monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
-    monkeypatch.setenv("PICTURE", picture)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    begin = "from ftlib.session import redaction; redaction.guard_kernel(); redaction.guard_kernel()"
-    shown, replies = executed([SETUP, begin, *SHOWN.values(), "print('still here')"], home)
-    told = json.dumps(replies) + "".join(capfd.readouterr())
-    for name, cell in SHOWN.items():
-        assert "correct-horse" not in shown[cell], name
-        assert "horse-battery" not in shown[cell], name
-        assert (REMOVED in shown[cell]) == (name != "picture"), name
-    assert picture in shown[SHOWN["picture"]].replace("\\n", "")
-    assert "still here" in shown["print('still here')"]
-    assert "correct-horse" not in told
-    assert told.count(REMOVED) >= 3, "the replies to cells that failed have the error as well"
-
-
-def test_an_unguarded_kernel_shows_the_secret(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
-    monkeypatch.setenv("PICTURE", "")
-    cells = [SHOWN[name] for name in ("print", "in two pieces", "result", "html", "thread", "error")]
-    shown, replies = executed([SETUP, *cells], home)
-    for cell in cells:
-        assert "correct-horse-battery" in shown[cell]
-    assert "correct-horse-battery" in json.dumps(replies)
