@@ -13,8 +13,7 @@ import yaml
 from ftlib.errors import FtlibError, nearest
 
 FOLDER = Path(__file__).parent
-EXTRA = "azure-ai-ml is not installed; run `pip install -e '.[azure]'`"
-# Which of azure-ai-ml's functions loads a file, by the name of its schema.
+# The function of azure-ai-ml that loads a file, by the name of its schema.
 LOADERS = {
     "commandJob": "load_job",
     "environment": "load_environment",
@@ -46,29 +45,28 @@ def find(name: str) -> Path:
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
-    """Read `key=value` texts, as `az ml … --set` takes them; a value is read as YAML, so that 2 is a number.
+    """Read `key=value` texts as `az ml … --set` takes them; a value is read as YAML, so 2 is a number.
 
     Raises:
         FtlibError: a text has no "=".
     """
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise FtlibError(f"--set {key}: expected key=value, such as resources.instance_count=2")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    for setting in settings:
+        if "=" not in setting:
+            raise FtlibError(f"--set {setting}: expected key=value, such as resources.instance_count=2")
+    return {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in settings)}
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A file's values, with some of them (`resources.instance_count`) changed.
+    """A file's values, with changes to some of them by dotted key, such as `resources.instance_count`.
 
     Raises:
-        FtlibError: it is not YAML, or not a file for Azure ML that we know.
+        FtlibError: it is not YAML, or not one of the kinds of Azure ML file used here.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise FtlibError(f"{path.name}: line {line}: not valid YAML; mend it") from None
+        raise FtlibError(f"{path.name}: line {line}: not valid YAML; fix it") from None
     if not isinstance(data, dict) or schema(data) not in LOADERS:
         raise FtlibError(f"{path.name}: $schema: expected Azure ML's address of one of {list(LOADERS)}")
     for key, value in (changes or {}).items():
@@ -77,7 +75,7 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
-                raise FtlibError(f"{path.name}: {key}: {parent} is a value there, with nothing below it")
+                raise FtlibError(f"{path.name}: {key}: {parent} is a value and has no keys")
         section[last] = value
     return data
 
@@ -88,13 +86,12 @@ def schema(data: Mapping[str, Any]) -> str:
 
 
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
-    """The entity that azure-ai-ml makes of a file; its own errors come as they are.
+    """The entity that azure-ai-ml makes of a file; its errors are not translated.
 
     Raises:
         FtlibError: azure-ai-ml is not installed, or the file is not one for Azure ML.
     """
-    ml = client_library()
-    data = read(path, changes)
+    ml, data = client_library(), read(path, changes)
     with quiet():
         return getattr(ml, LOADERS[schema(data)])(
             io.StringIO(yaml.safe_dump(data)), relative_origin=str(path.resolve())
@@ -102,10 +99,7 @@ def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_rest(entity: Any) -> dict[str, Any]:
-    """What would be sent to Azure for an entity, as plain values, with the name that it would be sent under.
-
-    References to code, environment and files are resolved only when it is sent.
-    """
+    """What would be sent to Azure; code, environment and files are resolved only when it is sent."""
     with quiet():
         sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
     return ({"name": entity.name} if entity.name else {}) | sent
@@ -121,19 +115,14 @@ def client_library() -> Any:
         with quiet():
             import azure.ai.ml
     except ImportError:
-        raise FtlibError(EXTRA) from None
+        raise FtlibError("azure-ai-ml is not installed; run `pip install -e '.[azure]'`") from None
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # it announces every experimental class of its own
     return azure.ai.ml
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what azure-ai-ml says about its own experimental classes."""
-    logger = logging.getLogger("azure.ai.ml")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    """Hide azure-ai-ml's warnings about its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
