@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,6 @@ from ftlib.session.redaction import redact
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Files = Annotated[list[str], typer.Argument(help="Shipped names (see `ftlib azure validate`) or paths of .yml files.")]
-Job = Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, to replace what the file says.")]
 
 
@@ -74,19 +72,9 @@ def status(job: Annotated[str | None, typer.Argument(help="A job's name; all of 
 
 
 @app.command()
-def download(
-    job: Job, to: Annotated[Path, typer.Option(help="Folder for the output.")] = Path("outputs/azure")
-) -> None:
-    """Fetch a job's executed notebooks, records, report and adapter."""
-    from ftlib.azureml import workspace
-
-    with workspace.azure_errors():
-        print(workspace.download(workspace.connect(), job, to))
-
-
-@app.command()
 def register(
-    job: Job, profile: Annotated[str, typer.Option(help="The profile that the job ran.")] = "gpt-oss-20b"
+    job: Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")],
+    profile: Annotated[str, typer.Option(help="The profile that the job ran.")] = "gpt-oss-20b",
 ) -> None:
     """Register a job's adapter as a model of the workspace, with what it was trained from."""
     from ftlib import profiles
@@ -105,10 +93,10 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only 
     with workspace.azure_errors():
         client = workspace.connect()
         removals = workspace.removable(client)
-        for removal in removals:
-            print(f"{'deleting' if yes else 'would delete'} {removal.kind} {removal.name}", flush=True)
+        for kind, name in removals:
+            print(f"{'deleting' if yes else 'would delete'} {kind} {name}", flush=True)
             if yes:
-                workspace.remove(client, removal)
+                workspace.remove(client, kind, name)
     if not removals:
         print("nothing of ours costs by the hour")
     elif not yes:

@@ -1,7 +1,6 @@
 """What `ftlib doctor` checks besides on the machine of an Azure ML job and on a compute instance."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -9,8 +8,6 @@ from ftlib.session import device
 
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")
-TEMPORARY = Path("/tmp")
-TEMPORARY_BYTES = 16e9
 MOUNTS = Path("/proc/mounts")
 MOUNTED = ("fuse", "cifs", "nfs")
 Row = tuple[str, str, str]
@@ -25,7 +22,7 @@ def where() -> str:
 
 def rows() -> list[Row]:
     """Check, found and verdict, which is "ok" or how to fix it; nothing on a machine that is not Azure ML's."""
-    return [_environment(), _free(), _temporary_disk(), _cache()] if where() else []
+    return [_environment(), _free(), _cache()] if where() else []
 
 
 def _environment() -> Row:
@@ -42,12 +39,6 @@ def _free() -> Row:
     share = min((gpu.free / gpu.memory for gpu in gpus if gpu.memory), default=1.0)
     busy = "another kernel or process holds memory: find it with `nvidia-smi` and shut it down"
     return "GPUs", f"{len(gpus)}, {share:.0%} of memory free", OK if share > 0.95 else busy
-
-
-def _temporary_disk() -> Row:
-    free = shutil.disk_usage(TEMPORARY).free
-    verdict = f"make room for {TEMPORARY_BYTES / 1e9:.0f} GB of downloads, or use a size with a larger temporary disk"
-    return "temporary disk", f"{free / 1e9:.0f} GB free", OK if free >= TEMPORARY_BYTES else verdict
 
 
 def _cache() -> Row:

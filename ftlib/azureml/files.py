@@ -1,10 +1,9 @@
 """The Azure ML files: found by name, read as Azure's client reads them, and turned into what would be sent."""
 
-import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,9 @@ def find(name: str) -> Path:
         FtlibError: there is no such file.
     """
     path = Path(name) if name.endswith((".yml", ".yaml")) else shipped().get(name)
-    if path is None:
-        raise FtlibError(
-            f"Azure file {name!r} is unknown; {nearest(name, list(shipped()))}, or give a .yml file's path"
-        )
-    if not path.is_file():
-        raise FtlibError(f"Azure file {name}: no such file; give the path of a .yml file or one of {list(shipped())}")
+    if path is None or not path.is_file():
+        hint = nearest(name, list(shipped()))
+        raise FtlibError(f"Azure file {name!r}: found no such file; {hint}, or give the path of a .yml file")
     return path
 
 
@@ -92,37 +88,26 @@ def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
         FtlibError: azure-ai-ml is not installed, or the file is not one for Azure ML.
     """
     ml, data = client_library(), read(path, changes)
-    with quiet():
-        return getattr(ml, LOADERS[schema(data)])(
-            io.StringIO(yaml.safe_dump(data)), relative_origin=str(path.resolve())
-        )
+    source = io.StringIO(yaml.safe_dump(data))
+    return getattr(ml, LOADERS[schema(data)])(source, relative_origin=str(path.resolve()))
 
 
 def to_rest(entity: Any) -> dict[str, Any]:
     """What would be sent to Azure; code, environment and files are resolved only when it is sent."""
-    with quiet():
-        sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
+    sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
     return ({"name": entity.name} if entity.name else {}) | sent
 
 
 def client_library() -> Any:
-    """The module `azure.ai.ml`.
+    """The module `azure.ai.ml`, kept from announcing its own experimental and outdated code.
 
     Raises:
         FtlibError: it is not installed.
     """
+    warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow")
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     try:
-        with quiet():
-            import azure.ai.ml
+        import azure.ai.ml
     except ImportError:
         raise FtlibError("azure-ai-ml is not installed; run `pip install -e '.[azure]'`") from None
-    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # it announces every experimental class of its own
     return azure.ai.ml
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide azure-ai-ml's warnings about its own code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -21,17 +21,6 @@ Found = Iterator[tuple[str, str]]
 """Keys, and what is expected there."""
 
 
-class Problem(NamedTuple):
-    """Something to fix: in which file, at which key, and what."""
-
-    file: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.message}"
-
-
 class File(NamedTuple):
     """A file's values and its place."""
 
@@ -46,8 +35,8 @@ class File(NamedTuple):
         return default if value is None else value
 
 
-def problems(path: Path, changes: Mapping[str, Any] | None = None) -> list[Problem]:
-    """Everything that is wrong with a file.
+def problems(path: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """Everything that is wrong with a file, one line for each key.
 
     Args:
         path: the file.
@@ -56,62 +45,52 @@ def problems(path: Path, changes: Mapping[str, Any] | None = None) -> list[Probl
     try:
         file = File(path, files.read(path, changes))
     except FtlibError as error:
-        return [Problem(*str(error).split(": ", 2))]
+        return [str(error)]
     found, check = _by_azure(path, changes), CHECKS.get(files.schema(file.data))
     if check and not found:  # so the types are right
         found = {key: f"found {file.get(key, 'none')!r}; expected {expected}" for key, expected in check(file)}
-    secrets = _secrets(file.data)
+    secrets = [key for key, value in _flat(file.data) if redact(value) != value]
     found |= dict.fromkeys(secrets, "found a secret; keep it in the workspace's Key Vault as hf-token")
-    return [Problem(path.name, key, message) for key, message in found.items()]
+    return [f"{path.name}: {key}: {message}" for key, message in found.items()]
 
 
 def _by_azure(path: Path, changes: Mapping[str, Any] | None) -> dict[str, str]:
     """What azure-ai-ml finds, by key, while it loads the file and turns it into what would be sent."""
     try:
-        with files.quiet():
-            entity = files.load(path, changes)
-            files.to_rest(entity)
-            invalid = entity._validate()._errors if hasattr(entity, "_validate") else []
+        entity = files.load(path, changes)
+        files.to_rest(entity)
+        invalid = entity._validate()._errors if hasattr(entity, "_validate") else []
         return {error.yaml_path: " ".join(error.message.split()) for error in invalid}
     except FtlibError:
         raise
     except Exception as error:
         found: dict[str, str] = {}
-        for key, message in _flat(_messages(error) or " ".join(str(error).split())):
-            found[key] = f"{found[key]}; {message}" if key in found else message
+        for key, message in _flat(_messages(error)):
+            found[key] = f"{found[key]}; {message}" if key in found else " ".join(message.split())
         return found
 
 
-def _messages(error: BaseException | None) -> Any:
-    """What marshmallow, which reads files for azure-ai-ml, found by key; the innermost error has it."""
-    found = None
-    while error is not None:
-        messages = getattr(error, "messages", None)
-        found = messages if isinstance(messages, dict) else found
-        error = error.__cause__ or error.__context__
-    return found
+def _messages(error: Exception) -> Any:
+    """What marshmallow, which reads files for azure-ai-ml, found by key; else what the error says."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(getattr(inner, "messages", None), dict):
+            return inner.messages
+        inner = inner.__cause__ or inner.__context__
+    return {"$schema": str(error)}
 
 
-def _flat(messages: Any, key: str = "") -> Found:
-    """Each message with its dotted key; where a value may be of several kinds, the message for each kind."""
-    if isinstance(messages, dict):
-        for part, below in messages.items():
+def _flat(values: Any, key: str = "") -> Found:
+    """Nested values with their dotted keys; where a value may be of several kinds, a message for each kind."""
+    if isinstance(values, dict):
+        for part, below in values.items():
             same = part in ("_schema", "value") or isinstance(part, int)
             yield from _flat(below, key if same else f"{key}.{part}".lstrip("."))
-    elif isinstance(messages, list):
-        for below in messages:
+    elif isinstance(values, list):
+        for below in values:
             yield from _flat(below, key)
     else:
-        yield key or "$schema", str(messages)
-
-
-def _secrets(value: Any, key: str = "") -> Iterator[str]:
-    """The dotted keys of values that hold a secret."""
-    if isinstance(value, dict):
-        for part, below in value.items():
-            yield from _secrets(below, f"{key}.{part}".lstrip("."))
-    elif redact(str(value)) != str(value):
-        yield key
+        yield key, str(values)
 
 
 def _clusters(file: File) -> dict[str, File]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ftlib.azureml import files
 from ftlib.errors import FtlibError
@@ -23,13 +23,6 @@ OUTPUT = "run"
 ENDED = ("Completed", "Failed", "Canceled")
 
 
-class Removal(NamedTuple):
-    """Something that costs by the hour: "job" or "compute", and its name."""
-
-    kind: str
-    name: str
-
-
 @contextlib.contextmanager
 def azure_errors() -> Iterator[None]:
     """Turn an error of Azure, or of its client, into one line."""
@@ -38,8 +31,7 @@ def azure_errors() -> Iterator[None]:
     from azure.core.exceptions import AzureError, ClientAuthenticationError
 
     try:
-        with files.quiet():
-            yield
+        yield
     except (AzureError, MlException) as error:
         lines = (str(getattr(error, "message", None) or error).strip() or type(error).__name__).splitlines()
         if isinstance(error, ClientAuthenticationError):
@@ -56,18 +48,13 @@ def connect(credential: "TokenCredential | None" = None) -> "MLClient":
     Raises:
         FtlibError: no workspace is named.
     """
-    ml = files.client_library()
-    if credential is None:
-        from azure.identity import DefaultAzureCredential
+    from azure.identity import DefaultAzureCredential
 
-        credential = DefaultAzureCredential()
+    ml, credential = files.client_library(), credential or DefaultAzureCredential()
     named = [os.environ.get(variable) for variable in VARIABLES]
     client: MLClient
-    if all(named):
-        client = ml.MLClient(credential, *named)
-        return client
     try:
-        client = ml.MLClient.from_config(credential, path=project_root())
+        client = ml.MLClient(credential, *named) if all(named) else ml.MLClient.from_config(credential, project_root())
     except Exception:  # of several kinds
         raise FtlibError(
             f"no Azure ML workspace is named: expected {', '.join(VARIABLES)} in the environment, or a config.json "
@@ -134,12 +121,6 @@ def machines(client: "MLClient", compute: Any) -> str:
     return str(compute.state)
 
 
-def download(client: "MLClient", job: str, folder: Path) -> Path:
-    """Fetch a job's notebooks, records, report, adapter and checkpoints; returns the folder that holds them."""
-    client.jobs.download(job, download_path=folder, output_name=OUTPUT)
-    return folder / "named-outputs" / OUTPUT
-
-
 def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     """What model.yml says for the adapter that a job trained with a profile."""
     lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.lora_alpha)}
@@ -152,15 +133,12 @@ def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     }
 
 
-def removable(client: "MLClient") -> list[Removal]:
-    """What of ours costs by the hour, or will: jobs that have not ended, and computes."""
-    unfinished = [Removal("job", job.name) for job in jobs(client) if job.status not in ENDED]
-    return unfinished + [Removal("compute", compute.name) for compute in computes(client)]
+def removable(client: "MLClient") -> list[tuple[str, str]]:
+    """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
+    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ENDED]
+    return unfinished + [("compute", compute.name) for compute in computes(client)]
 
 
-def remove(client: "MLClient", removal: Removal) -> None:
+def remove(client: "MLClient", kind: str, name: str) -> None:
     """Cancel a job, or delete a compute."""
-    if removal.kind == "job":
-        client.jobs.begin_cancel(removal.name).result()
-    else:
-        client.compute.begin_delete(removal.name).result()
+    (client.jobs.begin_cancel if kind == "job" else client.compute.begin_delete)(name).result()

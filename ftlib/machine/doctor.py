@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 
 def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
-    """Look at everything that the walkthrough needs; never asks a question, never raises.
+    """Look at everything that the walkthrough needs; asks nothing, and raises nothing.
 
     Args:
         profile: what would be run.
@@ -47,21 +47,13 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    checks = [
-        _python(),
-        _packages(),
-        *(Check(*row) for row in compute.rows()),
-        *_compute(profile),
-        _memory(profile),
-        *_disk(profile, output_dir),
-        _hub(profile),
-        *_token(profile),
-    ]
-    return pd.DataFrame(checks, columns=list(Check._fields))
+    first = [_python(), _packages(), *(Check(*row) for row in compute.rows())]
+    needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), _hub(profile), *_token(profile)]
+    return pd.DataFrame(first + needed, columns=list(Check._fields))
 
 
 def check_disk(profile: Profile, output_dir: Path) -> None:
-    """Make sure that there is room for what a run will download to the cache and write to `output_dir`.
+    """Make sure that there is room for what a run will download and write.
 
     Raises:
         FtlibError: a volume has too little room: how much it has, and how much it needs.
@@ -150,11 +142,10 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
 
     # A rehearsal keeps its downloads in its output folder.
     cache = output_dir if profile.hub.endpoint == "rehearsal" else Path(constants.HF_HUB_CACHE)
-    shape = architecture.shape_of(profile.hub)
-    to_download = max(0, architecture.bytes_on_disk(shape) - _downloaded(profile.hub.model, profile.hub.model_revision))
+    written = planner.bytes_to_write(profile, architecture.shape_of(profile.hub))
     uses = {
-        "downloads": (_existing(cache), to_download, "set HF_HOME to a larger local disk"),
-        "outputs": (_existing(output_dir), planner.bytes_to_write(profile, shape), "choose another --output-root"),
+        "downloads": (_existing(cache), _to_download(profile), "set HF_HOME to a larger local disk"),
+        "outputs": (_existing(output_dir), written, "choose another --output-root"),
     }
     checks = []
     for what, (folder, _, otherwise) in uses.items():
@@ -173,17 +164,14 @@ def _volume(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def _downloaded(model: str, revision: str) -> int:
-    """Bytes of a model's revision in the Hub's cache."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+def _to_download(profile: Profile) -> float:
+    """Bytes of the model's pinned revision that are not in the Hub's cache."""
+    from huggingface_hub import constants, file_download
 
-    try:
-        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return 0
-    revisions = (found for repo in repos if repo.repo_id == model for found in repo.revisions)
-    return sum(found.size_on_disk for found in revisions if found.commit_hash == revision)
+    repo = file_download.repo_folder_name(repo_id=profile.hub.model, repo_type="model")
+    snapshot = Path(constants.HF_HUB_CACHE, repo, "snapshots", profile.hub.model_revision)
+    cached = sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
+    return max(0, architecture.bytes_on_disk(architecture.shape_of(profile.hub)) - cached)
 
 
 def _hub(profile: Profile) -> Check:

@@ -123,16 +123,13 @@ def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
         return f"{torch}: UV_TORCH_BACKEND is {backend}", ()
     if "+" in torch:
         return f"{torch}: your own links or indexes have this build", ()
-    if sys.platform == "darwin":
-        return f"{torch}: a Mac has one build", ()
     driver = nvidia_driver()
     # Without a driver, `auto` would take an Intel laptop's graphics for a GPU and download gigabytes.
     options = ("--torch-backend", "auto" if driver else "cpu")
     try:
         built = planned(*options, timeout=PATIENCE)
     except CommandError as error:
-        size = ", on Linux with gigabytes of CUDA" if sys.platform == "linux" else ""
-        return f"{torch}{size}: PyTorch's own index, which has other builds, does not answer ({error})", ()
+        return f"{torch}, on Linux with gigabytes of CUDA: PyTorch's own index does not answer ({error})", ()
     why = f"for NVIDIA driver {driver}" if driver else "no NVIDIA driver"
     return f"{built} from PyTorch's own index: {why}", options
 
@@ -147,8 +144,8 @@ def install_with_uv() -> None:
     choice, options = choose_torch(uv)
     say(choice)
     uv("-r", LOCK, *options)
-    commands = [[sys.executable, "-c", f"import {modules}"] for modules in IMPORTED]
-    compiling = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    python = partial(subprocess.Popen, stderr=subprocess.DEVNULL)
+    compiling = [python([sys.executable, "-c", f"import {modules}"]) for modules in IMPORTED]
     uv(*FTLIB)
     for process in compiling:
         process.wait()

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import tomllib
-from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -95,13 +94,13 @@ class Batch(NamedTuple):
 
 
 class _Layer:
-    """Bytes that one layer's forward pass saves for its backward pass, and bytes that the backward pass adds.
+    """Bytes that one layer's forward pass saves for its backward pass, and working space of the backward pass.
 
     Counted in transformers' gpt-oss with PEFT's wrappers. The base is frozen, so autograd saves no inputs for it.
     """
 
-    def __init__(self, profile: Profile, shape: Shape, batch: Batch) -> None:
-        compute = _compute_bytes(profile)
+    def __init__(self, profile: Profile, shape: Shape, batch: Batch, on_gpu: bool) -> None:
+        compute = 2 if profile.train.bf16 else BYTES[profile.model.dtype]
         rows, length = (1, batch.rows * batch.length) if profile.recipe.padding_free else batch
         tokens, hidden = rows * length, shape.hidden_size
         queries = shape.num_attention_heads * shape.head_dim
@@ -127,11 +126,11 @@ class _Layer:
         adapted = bool(profile.recipe.expert_layers)
         self.adapted = adapted * routed * (hidden + shape.intermediate_size)
         self.copies = adapted * gate_up * 3 // 2
-        self.adapted_work = adapted * gate_up * (3 if looped else 1)
-
-
-def _compute_bytes(profile: Profile) -> int:
-    return 2 if profile.train.bf16 else BYTES[profile.model.dtype]
+        self.experts_work += adapted * gate_up * (3 if looped else 1)
+        # The loss: one tile of logits, its copies on a CPU, and the gradient of the last hidden states.
+        tile, copies = min(tokens, HEAD_ROWS), 0 if on_gpu else CPU_HEAD_TILES
+        self.loss = tile * (compute * HEAD_COLUMNS + 4 * copies * min(shape.vocab_size, HEAD_COLUMNS))
+        self.loss += (4 + compute) * tokens * hidden
 
 
 def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) -> dict[str, float]:
@@ -141,23 +140,23 @@ def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) ->
         profile: the recipe; its micro-batch and length are replaced by `batch`.
         shape: the model's.
         batch: the micro-batch, with every row at its maximum length.
-        on_gpu: whether a GPU computes; there the loss needs no copies.
+        on_gpu: whether a GPU computes; on a CPU the loss holds more.
     """
     trainable = BYTES[profile.recipe.adapter_dtype] * architecture.adapter_parameters(shape, profile)
-    layer, process = _Layer(profile, shape, batch), list(PROCESS)[on_gpu]
+    layer, process = _Layer(profile, shape, batch, on_gpu), list(PROCESS)[on_gpu]
     items = {
         "base weights": BYTES[profile.model.dtype] * architecture.parameters(shape),
         "adapter": trainable,
         "gradients": trainable,
         "optimizer": 2 * trainable,
-        **max(_moments(profile, shape, batch, layer, on_gpu), key=lambda moment: sum(moment.values())),
+        **max(_moments(profile, shape, layer), key=lambda moment: sum(moment.values())),
         process: PROCESS[process],
     }
     items["activations"] += layer.masks
     return {name: size for name, size in items.items() if size}
 
 
-def _moments(profile: Profile, shape: Shape, batch: Batch, layer: _Layer, on_gpu: bool) -> list[dict[str, float]]:
+def _moments(profile: Profile, shape: Shape, layer: _Layer) -> list[dict[str, float]]:
     """What is held when the backward pass is at the loss, at a layer's experts, and at its attention.
 
     With activation checkpointing only the layers' inputs are kept, plus all of the layer that is being recomputed.
@@ -175,18 +174,10 @@ def _moments(profile: Profile, shape: Shape, batch: Batch, layer: _Layer, on_gpu
         at_loss = in_layer = held(adapted * layer.copies, layers * one + adapted * layer.adapted, layers * layer.scores)
     without_experts = {"activations": in_layer["activations"] - layer.experts}
     return [
-        at_loss | {"logits and loss": _loss_work(profile, shape, batch, on_gpu)},
-        in_layer | {"working space": layer.experts_work + layer.adapted_work},
+        at_loss | {"logits and loss": layer.loss},
+        in_layer | {"working space": layer.experts_work},
         in_layer | without_experts | {"working space": layer.attention_work},
     ]
-
-
-def _loss_work(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool) -> float:
-    """One tile of logits, and the gradient of the last hidden states."""
-    compute, tokens = _compute_bytes(profile), batch.rows * batch.length
-    rows = min(tokens, HEAD_ROWS)
-    copies = 0 if on_gpu else 4 * CPU_HEAD_TILES * rows * min(shape.vocab_size, HEAD_COLUMNS)
-    return compute * rows * HEAD_COLUMNS + copies + (4 + compute) * tokens * shape.hidden_size
 
 
 def _measuring_memory(profile: Profile, shape: Shape, on_gpu: bool) -> float:
@@ -254,7 +245,7 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
         profile: the recipe.
         machine: where it would run.
         nproc: processes that train together, one per GPU; None for as many as `ftlib run` starts.
-        rows: rows to train on; None for the known size of the profile's data set.
+        rows: to train on; None for the known size of the profile's data set.
 
     Raises:
         FtlibError: there are more processes than GPUs, or the size of the model or data set is unknown.
@@ -295,20 +286,6 @@ def _rows(profile: Profile, given: int | None) -> tuple[int, int]:
     rows = given or round(known["rows"] * (1 - profile.data.held_out_share))
     per_row = known["padded_tokens"] / known["rows"] if known else profile.train.max_length
     return rows, round(rows * min(per_row, profile.train.max_length))
-
-
-def largest(found: Plan) -> Batch:
-    """The most rows at the profile's length, and the greatest length at its rows, that fit; 0 if not even one does."""
-
-    def fits(rows: int, length: int) -> bool:
-        items = memory(found.profile, found.shape, Batch(rows, length), found.machine.gpus > 0)
-        return sum(items.values()) <= found.machine.memory
-
-    rows, length = Batch.of(found.profile)
-    most = found.profile.recipe.effective_batch_size // found.nproc
-    possible = [count for count in range(1, most + 1) if most % count == 0 and fits(count, length)]
-    lengths = range(1, found.shape.max_position_embeddings + 1)
-    return Batch(max(possible, default=0), bisect_left(lengths, True, key=lambda tokens: not fits(rows, tokens)))
 
 
 def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) -> dict[str, Range]:
@@ -368,7 +345,6 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     """
     lines = [
         _verdict(found),
-        _room(found),
         f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk, and {gb(found.measuring)} of memory while "
         f"{found.profile.measure.batch_size} questions are answered at once",
     ]
@@ -400,16 +376,6 @@ def _verdict(found: Plan) -> str:
     item = max(found.items, key=lambda name: found.items[name])
     recompute = "; activations are recomputed, one layer at a time" * found.profile.train.activation_checkpointing
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"
-
-
-def _room(found: Plan) -> str:
-    (rows, length), (most_rows, longest) = Batch.of(found.profile), largest(found)
-    if not most_rows and not longest:
-        return "no batch is small enough; use a GPU with more memory"
-    return (
-        f"the largest per_device_train_batch_size that fits is {most_rows} at {length:,} tokens, "
-        f"the largest max_length {longest:,} at {rows} rows"
-    )
 
 
 def minutes(seconds: Range | None) -> str:
