@@ -28,11 +28,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """A file by its shipped name or by its path.
-
-    Raises:
-        FtlibError: there is no such file.
-    """
+    """A file by its shipped name or its path; an FtlibError if there is none."""
     path = Path(name) if name.endswith((".yml", ".yaml")) else shipped().get(name)
     if path is None or not path.is_file():
         hint = nearest(name, list(shipped()))
@@ -41,11 +37,7 @@ def find(name: str) -> Path:
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
-    """Read `key=value` texts as `az ml … --set` takes them; a value is read as YAML, so 2 is a number.
-
-    Raises:
-        FtlibError: a text has no "=".
-    """
+    """Read `key=value` texts as `az ml … --set` takes them; a value is read as YAML, so 2 is a number."""
     for setting in settings:
         if "=" not in setting:
             raise FtlibError(f"--set {setting}: expected key=value, such as resources.instance_count=2")
@@ -82,11 +74,7 @@ def schema(data: Mapping[str, Any]) -> str:
 
 
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
-    """The entity that azure-ai-ml makes of a file; its errors are not translated.
-
-    Raises:
-        FtlibError: azure-ai-ml is not installed, or the file is not one for Azure ML.
-    """
+    """The entity that azure-ai-ml makes of a file; its errors are not translated."""
     ml, data = client_library(), read(path, changes)
     source = io.StringIO(yaml.safe_dump(data))
     return getattr(ml, LOADERS[schema(data)])(source, relative_origin=str(path.resolve()))
@@ -99,11 +87,7 @@ def to_rest(entity: Any) -> dict[str, Any]:
 
 
 def client_library() -> Any:
-    """The module `azure.ai.ml`, kept from announcing its own experimental and outdated code.
-
-    Raises:
-        FtlibError: it is not installed.
-    """
+    """The module `azure.ai.ml`, kept from announcing its own experimental and outdated code."""
     warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow")
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     try:

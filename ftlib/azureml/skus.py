@@ -34,11 +34,7 @@ def load() -> dict[str, Sku]:
 
 
 def get(name: str) -> Sku:
-    """A machine by its name.
-
-    Raises:
-        FtlibError: the table has no such machine.
-    """
+    """A machine by its name; an FtlibError if the table does not have it."""
     if name not in load():
         raise FtlibError(f"SKU {name!r} is not in {TABLE.name}; {nearest(name, list(load()))}")
     return load()[name]

@@ -36,12 +36,7 @@ class File(NamedTuple):
 
 
 def problems(path: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
-    """Everything that is wrong with a file, one line for each key.
-
-    Args:
-        path: the file.
-        changes: values to set before looking, by dotted key.
-    """
+    """Everything that is wrong with a file, one line for each key; `changes` are made before looking."""
     try:
         file = File(path, files.read(path, changes))
     except FtlibError as error:

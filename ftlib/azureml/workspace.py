@@ -40,14 +40,7 @@ def azure_errors() -> Iterator[None]:
 
 
 def connect(credential: "TokenCredential | None" = None) -> "MLClient":
-    """A client for the workspace that the environment names, or else `config.json` in the project's folder or above.
-
-    Args:
-        credential: who asks; None for the account that `az login` or the environment names.
-
-    Raises:
-        FtlibError: no workspace is named.
-    """
+    """A client for the workspace that the environment names, or `config.json` in the project's folder or above."""
     from azure.identity import DefaultAzureCredential
 
     ml, credential = files.client_library(), credential or DefaultAzureCredential()
@@ -64,11 +57,7 @@ def connect(credential: "TokenCredential | None" = None) -> "MLClient":
 
 
 def hub_token() -> str:
-    """The Hub's token from the Key Vault of a job's workspace, read as the person who submitted the job.
-
-    Raises:
-        FtlibError: the Key Vault has no such secret.
-    """
+    """The Hub's token from the Key Vault of a job's workspace, read as the person who submitted the job."""
     with azure_errors():
         from azure.ai.ml.identity import AzureMLOnBehalfOfCredential
         from azure.core.exceptions import ResourceNotFoundError

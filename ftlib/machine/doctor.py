@@ -36,15 +36,7 @@ class Check(NamedTuple):
 
 
 def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
-    """Look at everything that the walkthrough needs; asks nothing, and raises nothing.
-
-    Args:
-        profile: what would be run.
-        output_dir: where the run would write.
-
-    Returns:
-        Columns check, found and verdict, which is "ok" or what to do.
-    """
+    """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
     import pandas as pd
 
     first = [_python(), _packages(), *(Check(*row) for row in compute.rows())]
@@ -53,22 +45,14 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
 
 
 def check_disk(profile: Profile, output_dir: Path) -> None:
-    """Make sure that there is room for what a run will download and write.
-
-    Raises:
-        FtlibError: a volume has too little room: how much it has, and how much it needs.
-    """
+    """Raise an FtlibError if there is too little room for what a run will download and write."""
     for check in _disk(profile, output_dir):
         if check.verdict != OK:
             raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
 
 
 def check_compute(profile: Profile) -> None:
-    """Make sure that what the profile computes on is there.
-
-    Raises:
-        FtlibError: the profile needs a GPU and torch finds none, or Triton would find no compiler.
-    """
+    """Raise an FtlibError if the profile needs a GPU and torch finds none, or Triton would find no compiler."""
     for check in _compute(profile):
         if check.verdict != OK:
             raise FtlibError(f"profile {profile.name} computes on a GPU: found {check.found}; {check.verdict}")
@@ -177,35 +161,37 @@ def _to_download(profile: Profile) -> float:
 def _hub(profile: Profile) -> Check:
     """Can the Hub be reached, and does it have the model?"""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     hub = profile.hub
     where = "a rehearsal Hub on this machine" if hub.endpoint == "rehearsal" else hub.endpoint
     try:
         HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_client.TIMEOUT_S)
-    except HfHubHTTPError as error:
-        found = f"{where} answers {error.response.status_code} for {hub.model}"
-        return Check("Hub", found, "check hub.model and hub.model_revision, and that your token may read it")
     except Exception as error:  # whatever the network does, it is a row and not a traceback
-        found = f"{where} cannot be reached ({type(error).__name__})"
-        return Check("Hub", found, "check the network and the proxy, or rehearse with profile tiny")
+        if status := _status(error):
+            advice = "check hub.model and hub.model_revision, and that your token may read it"
+            return Check("Hub", f"{where} answers {status} for {hub.model}", advice)
+        advice = "check the network and the proxy, or rehearse with profile tiny"
+        return Check("Hub", f"{where} cannot be reached ({type(error).__name__})", advice)
     return Check("Hub", where, OK)
+
+
+def _status(error: Exception) -> int | None:
+    """The status of the Hub's answer; None if it did not answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _token(profile: Profile) -> list[Check]:
     """Whose is the token, and may it write to the push target?"""
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
 
     token = get_token()
     if not token:
         return [Check("token", "none", f"{hub_client.LOG_IN}, before notebook 4")]
     try:
         account = hub_client.whoami(token)
-    except HfHubHTTPError as error:
-        found = f"found, but the Hub answers {error.response.status_code} to it"
-        return [Check("token", found, "run `hf auth login` with a new one")]
-    except Exception:  # the row about the Hub says why
+    except Exception as error:  # without an answer, the row about the Hub says why
+        if status := _status(error):
+            return [Check("token", f"found, but the Hub answers {status}", "run `hf auth login` with a new one")]
         return [Check("token", "found", "check it again once the Hub can be reached")]
     target = hub_client.target(profile.hub, account)
     verdict = OK if hub_client.may_write(account, target) else hub_client.ADVICE[HTTPStatus.FORBIDDEN]

@@ -25,14 +25,12 @@ UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, 
 # so that the newer ones win if you set them.
 UV_NAMES = {
     "cert": ("SSL_CERT_FILE", ""),
-    "client-cert": ("SSL_CLIENT_CERT", ""),
     "constraint": ("UV_CONSTRAINT", " "),
     "default-timeout": ("UV_HTTP_TIMEOUT", ""),
     "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
     "find-links": ("UV_FIND_LINKS", ","),
     "index-url": ("UV_INDEX_URL", ""),
     "proxy": ("ALL_PROXY", ""),
-    "retries": ("UV_HTTP_RETRIES", ""),
     "timeout": ("UV_HTTP_TIMEOUT", ""),
     "trusted-host": ("UV_INSECURE_HOST", " "),
 }
@@ -54,11 +52,7 @@ class CommandError(Exception):
 
 
 def run(*command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> str:
-    """Run a command and return everything that it printed.
-
-    Raises:
-        CommandError: it failed, took too long, or does not exist.
-    """
+    """Return everything that a command printed; a CommandError if it failed, took too long or does not exist."""
     try:
         done = subprocess.run(
             command, env=env, timeout=timeout, capture_output=True, encoding="utf-8", errors="replace"
@@ -106,11 +100,7 @@ def nvidia_driver() -> str:
 
 
 def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
-    """Choose the build of torch before anything is downloaded.
-
-    Returns:
-        The choice with its reason, and the options that make uv follow it.
-    """
+    """Choose torch's build before anything is downloaded: the choice with its reason, and options for uv."""
 
     def planned(*options: str, timeout: float | None = None) -> str:
         said = uv("--dry-run", "--no-deps", pin("torch"), *options, timeout=timeout)

@@ -31,16 +31,13 @@ Range = tuple[float, float]
 FACTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 RATES: dict[str, Range] = FACTS["rates"]
 WALKTHROUGH: dict[str, int] = FACTS["walkthrough"]
-HEAD_ROWS, HEAD_COLUMNS = 4096, 32_768
-"""TRL's loss never holds all logits, only tiles of this many tokens by this many vocabulary entries."""
-CPU_HEAD_TILES = 7
-"""Float32 copies of a tile that the loss's backward pass holds on a CPU, where there is no Triton."""
+# TRL's loss never holds all logits, only tiles of this many tokens by this many vocabulary entries; without Triton, as
+# on a CPU, its backward pass holds this many float32 copies of a tile.
+HEAD_ROWS, HEAD_COLUMNS, CPU_HEAD_TILES = 4096, 32_768, 7
+# What a process takes besides its tensors: on a CPU measured, on a GPU estimated.
 PROCESS = {"Python and libraries": 0.8e9, "CUDA, NCCL and gaps": 4e9}
-"""What a process takes besides its tensors on a CPU, measured, and on a GPU, estimated."""
-OUTPUT_BYTES = 1e9
-"""Disk space for what does not grow with the adapter: notebooks, curves, records."""
-CHECKPOINTS = 3
-"""Two are kept while the next one is written."""
+OUTPUT_BYTES = 1e9  # on the disk, for what does not grow with the adapter: notebooks, curves, records
+CHECKPOINTS = 3  # two are kept while the next one is written
 
 
 class Machine(NamedTuple):
@@ -55,7 +52,7 @@ class Machine(NamedTuple):
 
 
 def rented(sku: Sku, profile: Profile) -> Machine:
-    """An Azure machine, as far as the profile uses it; a GB is 10⁹ bytes, and the driver takes what a GPU has above."""
+    """An Azure machine, as far as the profile uses it; what a GPU has above 10⁹ bytes per GB, its driver takes."""
     disk = sku.temporary_disk_gib * 2**30
     if profile.train.use_cpu:
         return Machine(sku.name, "its CPU", 0, sku.ram_gb * 1e9, disk, None)
@@ -63,22 +60,17 @@ def rented(sku: Sku, profile: Profile) -> Machine:
 
 
 def this_machine(profile: Profile, gpus: int) -> Machine:
-    """This machine, as far as the profile uses it; `gpus` is how many it has.
-
-    Raises:
-        FtlibError: the profile trains on a GPU, and there is none.
-    """
+    """This machine with its GPUs, as far as the profile uses it; an FtlibError if it needs a GPU and there is none."""
     use_cpu = profile.train.use_cpu
     if not use_cpu and not gpus:
         raise FtlibError(
-            f"profile {profile.name} trains on a GPU: found none here, expected one; name a machine to rent, such as "
-            "--sku Standard_NC96ads_A100_v4"
+            f"profile {profile.name} trains on a GPU: found none here; name a machine to rent, such as --sku "
+            "Standard_NC96ads_A100_v4"
         )
     processor, disk = device.describe(use_cpu, gpus), shutil.disk_usage(".").free
     same = (sku for sku in skus.load().values() if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor))
-    return Machine(
-        "this machine", processor, 0 if use_cpu else gpus, device.memory_bytes(use_cpu), disk, next(same, None)
-    )
+    gpus = 0 if use_cpu else gpus
+    return Machine("this machine", processor, gpus, device.memory_bytes(use_cpu), disk, next(same, None))
 
 
 class Batch(NamedTuple):
@@ -194,15 +186,15 @@ def bytes_to_write(profile: Profile, shape: Shape) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes on a machine."""
+    """What a run takes on a machine; memory and disk in bytes."""
 
     profile: Profile
     machine: Machine
     shape: Shape
     nproc: int  # processes that train together, one per GPU
-    items: dict[str, float]  # peak memory of one GPU (of the machine on a CPU) in training, by item, in bytes
-    measuring: float  # bytes of one GPU while a batch of questions is answered
-    disk: float  # bytes to download and to write
+    items: dict[str, float]  # peak memory of one GPU (of the machine on a CPU) in training
+    measuring: float  # memory while a batch of questions is answered
+    disk: float  # to download and to write
     rows: int  # of an epoch
     steps: int  # updates
     tokens: int  # of all epochs with padding; an upper limit where padding is avoided
@@ -211,7 +203,7 @@ class Plan:
 
     @property
     def peak(self) -> float:
-        """Peak memory of one GPU in training, in bytes."""
+        """Peak memory of one GPU in training."""
         return sum(self.items.values())
 
     @property
@@ -308,19 +300,12 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
 
 
 def cost(found: Plan, price: float) -> Range | None:
-    """What the whole run costs, from and to, at a price per hour of the machine; None if its time is unknown.
-
-    Prices depend on region and contract, so none is kept here: `ftlib plan --price` takes yours.
-    """
+    """What the whole run costs, from and to, at your price for an hour of the machine; None if its time is unknown."""
     return (found.total[0] / 3600 * price, found.total[1] / 3600 * price) if found.total else None
 
 
 def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
-    """The same run on every SKU in `azureml/skus.toml`, with as many processes as `ftlib run` starts there.
-
-    Returns:
-        Columns machine, processor (how many GPUs train), memory (GB of one GPU), fits, and minutes of the whole run.
-    """
+    """The same run on every SKU in `azureml/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
     import pandas as pd
 
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
@@ -330,29 +315,22 @@ def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
             "processor": f"{found.nproc} of " * (found.nproc < found.machine.gpus) + found.machine.processor,
             "memory": f"{found.peak / 1e9:.1f} of {found.machine.memory / 1e9:.0f}",
             "fits": "yes" if found.fits else "no",
-            "minutes": minutes(found.total) if found.fits else "",
+            "minutes": minutes(found.total) if found.fits and found.total else "",
         }
         for found in plans
     )
 
 
 def explain(found: Plan, price: float | None = None) -> list[str]:
-    """A plan in a few sentences: whether it fits and why, what could change, steps and tokens, time, cost.
-
-    Args:
-        found: the plan.
-        price: per hour of the machine; None leaves the cost out.
-    """
-    lines = [
-        _verdict(found),
-        f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk, and {gb(found.measuring)} of memory while "
-        f"{found.profile.measure.batch_size} questions are answered at once",
-    ]
+    """A plan in a few sentences: whether it fits and why, what it takes, and its cost at a price per hour."""
     if not found.fits:
-        return lines
+        return [_verdict(found)]
     less = found.profile.recipe.padding_free or found.profile.train.train_sampling_strategy == "group_by_length"
     flos = architecture.trainer_flos(found.shape, found.profile, found.tokens)
-    lines += [
+    lines = [
+        _verdict(found),
+        f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
+        f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk",
         f"{found.steps} updates on {found.rows:,} rows, {'at most ' * less}{found.tokens:,} tokens with padding",
         f"{found.flops:.2e} floating-point operations; the Trainer, which counts every expert, will print {flos:.4e}",
     ]
@@ -378,10 +356,8 @@ def _verdict(found: Plan) -> str:
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"
 
 
-def minutes(seconds: Range | None) -> str:
+def minutes(seconds: Range) -> str:
     """Write (60, 150) as "1.0 to 2.5"."""
-    if seconds is None:
-        return "unknown"
     return " to ".join(f"{end / 60:.{0 if end >= 600 else 1}f}" for end in seconds)
 
 
