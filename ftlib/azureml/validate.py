@@ -72,7 +72,7 @@ def _messages(error: Exception) -> Any:
         if isinstance(getattr(inner, "messages", None), dict):
             return inner.messages
         inner = inner.__cause__ or inner.__context__
-    return {"$schema": str(error)}
+    return {"azure-ai-ml": str(error)}
 
 
 def _flat(values: Any, key: str = "") -> Found:

@@ -35,13 +35,13 @@ from azure.ai.ml.operations import (
 from azure.core.exceptions import ClientAuthenticationError, ResourceNotFoundError
 from azure.core.polling import LROPoller, NoPolling
 from helpers import ROOT
-from helpers.azure_mistakes import GONE, MISTAKES, TOKEN, Mistake
+from helpers.azure_mistakes import GONE, MISTAKES, TOKEN
 
 from ftlib import cli, profiles
 from ftlib.azureml import files, workspace
 from ftlib.azureml.validate import problems
 
-GUIDE = (files.FOLDER / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs/azure.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (.+)$", GUIDE, re.MULTILINE)
 OURS = [command.removeprefix("ftlib ") for command in COMMANDS if command.startswith("ftlib ")]
 RECORDED = ROOT / "tests/data/azure"
@@ -60,7 +60,6 @@ def folder(tmp_path: Path) -> Path:
     shutil.copytree(files.FOLDER, copied, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "environment.yml", tmp_path)
     (tmp_path / "notebooks").mkdir()
-    (copied / "local.yml").write_text("dependencies: [pip: [torch==2.13.0, -e .]]\n")
     return copied
 
 
@@ -73,61 +72,53 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def change(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, or take it away."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-    if value is GONE:
-        del data[last]
-    else:
-        data[last] = value
-
-
 def test_every_shipped_file_is_valid(shipped: str) -> None:
     assert problems(files.find(shipped)) == []
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.file}-{mistake.key}")
-def test_a_mistake_is_named_with_its_file_and_key(mistake: Mistake, folder: Path) -> None:
-    path = folder / f"{mistake.file}.yml"
-    data = yaml.safe_load(path.read_text())
-    change(data, mistake.key, mistake.value)
+@pytest.mark.parametrize(("name", "key", "value", "says"), MISTAKES, ids=lambda part: str(part)[:40])
+def test_mistake_is_named_in_one_line(name: str, key: str, value: Any, says: str, folder: Path) -> None:
+    path = folder / f"{name}.yml"
+    data = section = yaml.safe_load(path.read_text())
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = value
+    if value is GONE:
+        del section[last]
     path.write_text(yaml.safe_dump(data))
-    lines = [str(problem) for problem in problems(path)]
-    said = [line for line in lines if line.startswith(f"{mistake.file}.yml: {mistake.named or mistake.key}: ")]
-    assert any(mistake.says in line for line in said), lines
-    assert not [line for line in lines if "\n" in line or str(folder) in line or TOKEN in line]
+    lines = problems(path)
+    assert [line for line in lines if line.startswith(f"{name}.yml: ") and says in line], lines
+    assert not [line for line in lines if "\n" in line or str(folder) in line]
 
 
-def test_what_is_no_yaml_is_named_with_its_line(folder: Path) -> None:
+def test_invalid_yaml_is_named_with_its_line(folder: Path) -> None:
     (folder / "train.yml").write_text("type: command\ncode: [\n")
     assert problems(folder / "walkthrough.yml") == []
-    assert [str(problem) for problem in problems(folder / "train.yml")] == [
-        "train.yml: line 3: not valid YAML; mend it"
-    ]
+    assert problems(folder / "train.yml") == ["train.yml: line 3: not valid YAML; fix it"]
 
 
-def test_several_nodes_take_a_profile_that_divides(folder: Path) -> None:
+def test_several_machines_need_a_profile_that_divides(folder: Path) -> None:
     two = 'extends = "gpt-oss-20b"\nname = "gpt-oss-20b"\n[train]\nper_device_train_batch_size = 2\n'
     (folder.parents[1] / "two.toml").write_text(two)
     changes = {"inputs.profile": "two.toml", "resources.instance_count": 2}
     assert problems(folder / "train.yml", changes) == []
 
 
-def test_validate_ends_with_1_where_a_file_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("azure", "validate", str(folder / "train.yml"), "cluster") == 0
-    assert run("azure", "validate", str(folder / "train.yml"), "--set", "limits.timeout=soon") == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "train.yml: limits.timeout: Not a valid integer."
+def test_validate_exits_with_1_if_a_file_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("azure", "validate", "train", "cluster") == 0
+    assert run("azure", "validate", "train", "--set", f"environment_variables.X={TOKEN}") == 1
+    printed = capsys.readouterr().out
+    assert "found a secret" in printed
+    assert TOKEN not in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("validate", "trian"), "error: Azure file 'trian' is unknown; did you mean 'train'?"),
-        (("validate", "mine.yml"), "error: Azure file mine.yml: no such file"),
+        (("validate", "trian"), "error: Azure file 'trian': found no such file; did you mean 'train'?"),
         (("validate", "--set", "compute"), "error: --set compute: expected key=value"),
-        (("submit", "train", "--set", "command.x=1"), "error: train.yml: command.x: command is a value there"),
+        (("submit", "train", "--set", "command.x=1"), "error: train.yml: command.x: command is a value and has no keys"),
         (("submit", "train", "--set", "compute=x"), "error: train.yml: compute: found 'x'"),
         (("status",), "error: no Azure ML workspace is named: expected AZUREML_ARM_SUBSCRIPTION"),
     ],
@@ -156,15 +147,6 @@ def test_dry_run_prints_what_was_recorded(shipped: str, capsys: pytest.CaptureFi
     assert sent == json.loads((RECORDED / f"{shipped}.json").read_text())
 
 
-def test_dry_run_shows_the_values_that_were_set(capsys: pytest.CaptureFixture[str]) -> None:
-    run(
-        "azure", "submit", "spot", "--dry-run", "--set", "limits.timeout=60", "--set", "inputs.profile=gpt-oss-20b-fast"
-    )
-    sent = json.loads(capsys.readouterr().out)["properties"]
-    assert sent["limits"]["timeout"] == "PT1M"
-    assert sent["inputs"]["profile"]["value"] == "gpt-oss-20b-fast"
-
-
 def test_a_job_sends_the_project_and_leaves_out_what_is_the_persons_own() -> None:
     assert Path(files.load(files.find("train"))._base_path).joinpath("../..").resolve() == ROOT
     ignored = get_ignore_file(ROOT)
@@ -179,14 +161,6 @@ def test_the_model_file_says_what_the_profile_says() -> None:
     changes = workspace.model_changes(profiles.load("gpt-oss-20b"), "brave")
     assert data["name"] == changes["name"]
     assert data["properties"] | {"job": "brave"} == changes["properties"]
-
-
-def test_both_clusters_and_the_instance_use_machines_of_the_table() -> None:
-    wrong = {"size": "Standard_NC1"}
-    assert [problem.key for name in ("cluster", "instance") for problem in problems(files.find(name), wrong)] == [
-        "size",
-        "size",
-    ]
 
 
 class StandIn(MLClient):
@@ -260,28 +234,25 @@ def test_every_command_of_the_guide_does_what_the_guide_says(
     for command in OURS:
         assert run(*shlex.split(command)) == 0, capsys.readouterr().err
         printed[command] = capsys.readouterr().out
-    assert len(printed) > 15
     for command, output in re.findall(r"^\$ ftlib (.+)\n((?:[^$`].*\n)+)", GUIDE, re.MULTILINE):
         assert printed[command] == output
     assert "would delete compute ftlib-a100\n" in printed["azure clean"]
     assert "deleting job brave_sky_1\n" in printed["azure clean --yes"]
-    azure.jobs.download.assert_called_once_with("brave_sky_1", download_path=Path("outputs/azure"), output_name="run")
 
 
-def test_the_guide_has_every_command_and_every_file() -> None:
+def test_guide_has_every_command_and_every_file() -> None:
     verbs = {command.split()[1] for command in OURS}
-    assert verbs == {"validate", "submit", "status", "download", "register", "clean"}
+    assert verbs == {"validate", "submit", "status", "register", "clean"}
     submitted = {
         name for command in OURS if " submit " in command for name in command.split() if name in files.shipped()
     }
     assert submitted == set(files.shipped())
 
 
-def test_the_guides_other_commands_name_files_that_are_there() -> None:
+def test_files_in_the_guides_other_commands_exist() -> None:
     sources = [word for command in COMMANDS for word in shlex.split(command) if word.startswith("ftlib/")]
     assert sources == ["ftlib/azureml/instance-setup.sh"]
-    programs = {command.split()[0].rpartition("$(")[2] for command in COMMANDS}
-    assert programs == {"ftlib", "az", "hf", "export"}
+    assert all((ROOT / source).is_file() for source in sources)
 
 
 def test_clean_lists_before_it_deletes_and_touches_nothing_else(
@@ -325,7 +296,7 @@ def test_status_shows_machines_that_are_paid_for(azure: StandIn, capsys: pytest.
             ClientAuthenticationError("no account\nat all"),
             "Azure does not know who you are (no account); run `az login`",
         ),
-        (ResourceNotFoundError("no such job"), "Azure answers: no such job; see ftlib/azureml/README.md"),
+        (ResourceNotFoundError("no such job"), "Azure answers: no such job; see docs/azure.md"),
     ],
 )
 def test_what_azure_refuses_is_told_in_one_line(
@@ -343,11 +314,6 @@ def test_without_the_extra_a_command_says_how_to_install_it(
     for command in ("validate", "status", "submit train --dry-run"):
         assert run("azure", *command.split()) == 1
         assert capsys.readouterr().err == "error: azure-ai-ml is not installed; run `pip install -e '.[azure]'`\n"
-
-
-def test_the_command_line_stays_light(run_python: Callable[..., Any]) -> None:
-    loaded = run_python("import json, sys, ftlib.cli; print(json.dumps([n for n in sys.modules if n[:6] == 'azure.']))")
-    assert loaded == []
 
 
 @pytest.fixture
