@@ -67,7 +67,9 @@ def status(job: Annotated[str | None, typer.Argument(help="A job's name; all of 
         for one in [client.jobs.get(job)] if job else workspace.jobs(client):
             table.add_row("job", one.name, one.status, one.studio_url)
         for compute in workspace.computes(client):
-            table.add_row("compute", compute.name, workspace.machines(client, compute), compute.size)
+            nodes = client.compute.list_nodes(compute.name) if compute.type == "amlcompute" else None
+            state = compute.state if nodes is None else f"{len(list(nodes))} machine(s)"
+            table.add_row("compute", compute.name, state, compute.size)
     Console(soft_wrap=True).print(table)
 
 
@@ -96,7 +98,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only 
         for kind, name in removals:
             print(f"{'deleting' if yes else 'would delete'} {kind} {name}", flush=True)
             if yes:
-                workspace.remove(client, kind, name)
+                (client.jobs.begin_cancel if kind == "job" else client.compute.begin_delete)(name).result()
     if not removals:
         print("nothing of ours costs by the hour")
     elif not yes:

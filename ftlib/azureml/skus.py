@@ -21,7 +21,6 @@ class Sku(BaseModel):
     gpus: PositiveInt
     gpu_memory_gb: PositiveInt
     ram_gb: PositiveInt
-    temporary_disk_gib: PositiveInt  # the local disk that is lost when the machine stops
     peak_tflops: PositiveInt  # dense bfloat16, from the datasheet
     bandwidth_gb_s: PositiveInt  # GB/s, from the datasheet
 

@@ -1,7 +1,6 @@
 """What is wrong with an Azure ML file, found offline before it costs anything.
 
-azure-ai-ml checks keys, types and references. `CHECKS` adds mistakes that it accepts and that would show only on a
-machine that is paid for by then.
+azure-ai-ml checks keys, types and references; `CHECKS` adds mistakes that would show only on a paid machine.
 """
 
 import contextlib
@@ -162,19 +161,15 @@ def _job_profile(file: File) -> Found:
         yield "identity.type", "user_identity, which may read the Hub's token in the Key Vault"
 
 
-def _cluster(file: File) -> Found:
+def _compute(file: File) -> Found:
     yield from _size(file, "size")
     if file.get("min_instances"):
         yield "min_instances", "0, or machines are paid for while nothing runs"
-    idle = file.get("idle_time_before_scale_down")
-    if not isinstance(idle, int) or idle > LONGEST_IDLE_S:
+    idle = file.get("idle_time_before_scale_down", LONGEST_IDLE_S + 1)
+    if file.get("type") == "amlcompute" and int(idle) > LONGEST_IDLE_S:
         yield "idle_time_before_scale_down", f"{LONGEST_IDLE_S} seconds at most, since they are paid for"
-
-
-def _instance(file: File) -> Found:
-    yield from _size(file, "size")
-    if not file.get("idle_time_before_shutdown_minutes"):
+    if file.get("type") == "computeinstance" and not file.get("idle_time_before_shutdown_minutes"):
         yield "idle_time_before_shutdown_minutes", "minutes, or the machine is paid for until someone stops it"
 
 
-CHECKS: dict[str, Callable[[File], Found]] = {"commandJob": _job, "amlCompute": _cluster, "computeInstance": _instance}
+CHECKS: dict[str, Callable[[File], Found]] = {"commandJob": _job, "amlCompute": _compute, "computeInstance": _compute}

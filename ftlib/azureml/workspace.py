@@ -103,13 +103,6 @@ def computes(client: "MLClient") -> list[Any]:
     return [compute for compute in client.compute.list() if compute.name in ours]
 
 
-def machines(client: "MLClient", compute: Any) -> str:
-    """What of a compute is running and paid for."""
-    if compute.type == "amlcompute":
-        return f"{len(list(client.compute.list_nodes(compute.name)))} machine(s)"
-    return str(compute.state)
-
-
 def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     """What model.yml says for the adapter that a job trained with a profile."""
     lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.lora_alpha)}
@@ -126,8 +119,3 @@ def removable(client: "MLClient") -> list[tuple[str, str]]:
     """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
     unfinished = [("job", job.name) for job in jobs(client) if job.status not in ENDED]
     return unfinished + [("compute", compute.name) for compute in computes(client)]
-
-
-def remove(client: "MLClient", kind: str, name: str) -> None:
-    """Cancel a job, or delete a compute."""
-    (client.jobs.begin_cancel if kind == "job" else client.compute.begin_delete)(name).result()

@@ -1,12 +1,10 @@
 """Before anything is downloaded or rented: does a run fit in memory, how long does it take, what does it cost?
 
-`memory` counts what the libraries keep, tensor by tensor; tests compare it with measured peaks of the tiny model. The
-minutes rest on the rates in `planner.toml`, and `cost` multiplies them by a price.
+`memory` counts what the libraries keep, tensor by tensor. Minutes rest on the rates in `planner.toml`, costs on them.
 """
 
 import math
 import re
-import shutil
 import tomllib
 from dataclasses import dataclass
 from itertools import accumulate
@@ -47,16 +45,14 @@ class Machine(NamedTuple):
     processor: str
     gpus: int  # 0 if the CPU computes
     memory: float  # bytes of one GPU, or of the machine if the CPU computes
-    disk: float  # free bytes
     speed: Sku | None  # the SKU that says how fast a GPU is; None if unknown
 
 
 def rented(sku: Sku, profile: Profile) -> Machine:
     """An Azure machine, as far as the profile uses it; what a GPU has above 10⁹ bytes per GB, its driver takes."""
-    disk = sku.temporary_disk_gib * 2**30
     if profile.train.use_cpu:
-        return Machine(sku.name, "its CPU", 0, sku.ram_gb * 1e9, disk, None)
-    return Machine(sku.name, f"{sku.gpus} × {sku.gpu}", sku.gpus, sku.gpu_memory_gb * 1e9, disk, sku)
+        return Machine(sku.name, "its CPU", 0, sku.ram_gb * 1e9, None)
+    return Machine(sku.name, f"{sku.gpus} × {sku.gpu}", sku.gpus, sku.gpu_memory_gb * 1e9, sku)
 
 
 def this_machine(profile: Profile, gpus: int) -> Machine:
@@ -67,10 +63,10 @@ def this_machine(profile: Profile, gpus: int) -> Machine:
             f"profile {profile.name} trains on a GPU: found none here; name a machine to rent, such as --sku "
             "Standard_NC96ads_A100_v4"
         )
-    processor, disk = device.describe(use_cpu, gpus), shutil.disk_usage(".").free
+    processor = device.describe(use_cpu, gpus)
     same = (sku for sku in skus.load().values() if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor))
     gpus = 0 if use_cpu else gpus
-    return Machine("this machine", processor, gpus, device.memory_bytes(use_cpu), disk, next(same, None))
+    return Machine("this machine", processor, gpus, device.memory_bytes(use_cpu), next(same, None))
 
 
 class Batch(NamedTuple):
@@ -186,7 +182,7 @@ def bytes_to_write(profile: Profile, shape: Shape) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes on a machine; memory and disk in bytes."""
+    """What a run takes on a machine; memory in bytes."""
 
     profile: Profile
     machine: Machine
@@ -194,7 +190,6 @@ class Plan:
     nproc: int  # processes that train together, one per GPU
     items: dict[str, float]  # peak memory of one GPU (of the machine on a CPU) in training
     measuring: float  # memory while a batch of questions is answered
-    disk: float  # to download and to write
     rows: int  # of an epoch
     steps: int  # updates
     tokens: int  # of all epochs with padding; an upper limit where padding is avoided
@@ -256,7 +251,6 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
         nproc=nproc,
         items=memory(profile, shape, Batch.of(profile), machine.gpus > 0),
         measuring=_measuring_memory(profile, shape, machine.gpus > 0),
-        disk=architecture.bytes_on_disk(shape) + bytes_to_write(profile, shape),
         rows=rows,
         steps=train.num_train_epochs * math.ceil(micro_batches / profile.accumulation_steps(nproc)),
         tokens=tokens,
@@ -330,7 +324,6 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     lines = [
         _verdict(found),
         f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
-        f"it takes {gb(found.disk)} of {gb(found.machine.disk)} on the disk",
         f"{found.steps} updates on {found.rows:,} rows, {'at most ' * less}{found.tokens:,} tokens with padding",
         f"{found.flops:.2e} floating-point operations; the Trainer, which counts every expert, will print {flos:.4e}",
     ]
