@@ -68,8 +68,8 @@ def _messages(error: Exception) -> Any:
     """What marshmallow, which reads files for azure-ai-ml, found by key; else what the error says."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(getattr(inner, "messages", None), dict):
-            return inner.messages
+        if isinstance(messages := getattr(inner, "messages", None), dict):
+            return messages
         inner = inner.__cause__ or inner.__context__
     return {"azure-ai-ml": str(error)}
 
