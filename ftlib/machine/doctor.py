@@ -90,15 +90,11 @@ def _compute(profile: Profile) -> list[Check]:
     """What the profile computes on and, for a GPU, what its kernels are built with."""
     if profile.train.use_cpu:
         return [Check("device", device.describe(use_cpu=True), OK)]
-    return [_gpu(), _compiler()]
-
-
-def _gpu() -> Check:
     installed, (found, advice) = device.installed_gpus(), device.driver()
     named = f"{len(installed)} × {installed[0].name}" if installed else "no GPU"
     if not installed and device.gpus():  # as in a container without nvidia-smi
         named = device.describe(count=device.gpus())
-    return Check("device", f"{named}, {found}", advice or OK)
+    return [Check("device", f"{named}, {found}", advice or OK), _compiler()]
 
 
 def _compiler() -> Check:
