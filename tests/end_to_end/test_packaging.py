@@ -1,15 +1,12 @@
 """The same releases everywhere: pyproject.toml, requirements.lock, environment.yml and what is installed agree."""
 
-import ast
 import importlib.metadata
-import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -38,18 +35,6 @@ AZURE_ML = {
     "python_version": "3.12",
     "sys_platform": "linux",
 }
-# Declared and never imported, and why.
-RUN_BY_NAME = {
-    "accelerate",  # Trainer and device_map run on it
-    "azureml-mlflow",  # MLflow's way to Azure, found by name
-    "jupyterlab",  # make lab
-    "nbval",  # pytest --nbval
-}
-
-
-def distributions(requirements: Iterable[Requirement]) -> set[str]:
-    """Canonical names."""
-    return {canonicalize_name(requirement.name) for requirement in requirements}
 
 
 def pins(environment: dict[str, str] | None = None) -> dict[str, str]:
@@ -64,20 +49,6 @@ def pins(environment: dict[str, str] | None = None) -> dict[str, str]:
 def is_cuda(name: str) -> bool:
     """Whether torch's CUDA build brings the distribution `name`."""
     return name.startswith(("cuda-", "nvidia-")) or name == "triton"
-
-
-def imported_by_the_program() -> set[str]:
-    """The distributions that ftlib and the notebooks import, the standard library and ftlib left out."""
-    sources = [path.read_text() for path in (ROOT / "ftlib").rglob("*.py")]
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        sources += ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    owners = importlib.metadata.packages_distributions()
-    azure = {need.name for name in names for need in EXTRA if f"{name}.".startswith(need.name.replace("-", ".") + ".")}
-    modules = {name.partition(".")[0] for name in names} - {"ftlib", "azure"} - sys.stdlib_module_names
-    return azure | {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
 
 
 def test_lock_pins_every_line_exactly() -> None:
@@ -119,10 +90,6 @@ def test_environment_yml_repeats_the_lock_for_its_python() -> None:
 def test_no_registry_is_named(name: str) -> None:
     """Where packages come from is the machine's own setting."""
     assert re.findall(r".*(?:://|--\w*index|--find-links).*", (ROOT / name).read_text()) == []
-
-
-def test_declared_are_all_that_is_imported_and_no_more() -> None:
-    assert distributions(RUNTIME + EXTRA) - RUN_BY_NAME == imported_by_the_program()
 
 
 def test_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
