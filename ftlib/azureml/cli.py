@@ -1,9 +1,8 @@
-"""Azure ML: from a subscription to a trained adapter; ftlib/azureml/README.md is the guide."""
+"""Azure ML, from a subscription to a trained adapter; docs/azure.md is the guide."""
 
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +14,7 @@ from ftlib.session.redaction import redact
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Files = Annotated[list[str], typer.Argument(help="Shipped names (see `ftlib azure validate`) or paths of .yml files.")]
-Job = Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of what the file says.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, to replace what the file says.")]
 
 
 @app.command()
@@ -46,8 +44,7 @@ def submit(
     from ftlib.azureml.validate import problems
 
     paths, settings = [files.find(name) for name in names], files.overrides(changes or [])
-    wrong = [problem for path in paths for problem in problems(path, settings)]
-    if wrong:
+    if wrong := [problem for path in paths for problem in problems(path, settings)]:
         raise FtlibError("; ".join(map(str, wrong)))
     if dry_run:
         for path in paths:
@@ -61,36 +58,27 @@ def submit(
 
 @app.command()
 def status(job: Annotated[str | None, typer.Argument(help="A job's name; all of ours if none.")] = None) -> None:
-    """Show our jobs, and the machines that are there and paid for."""
+    """Show our jobs, and the machines that are running and paid for."""
     from ftlib.azureml import workspace
 
+    table = Table("what", "name", "state", "where")
     with workspace.azure_errors():
         client = workspace.connect()
-        jobs = [client.jobs.get(job)] if job else workspace.jobs(client)
-        table = Table("what", "name", "state", "where")
-        for one in jobs:
+        for one in [client.jobs.get(job)] if job else workspace.jobs(client):
             table.add_row("job", one.name, one.status, one.studio_url)
         for compute in workspace.computes(client):
-            table.add_row("compute", compute.name, workspace.machines(client, compute), compute.size)
+            nodes = client.compute.list_nodes(compute.name) if compute.type == "amlcompute" else None
+            state = compute.state if nodes is None else f"{len(list(nodes))} machine(s)"
+            table.add_row("compute", compute.name, state, compute.size)
     Console(soft_wrap=True).print(table)
 
 
 @app.command()
-def download(
-    job: Job, to: Annotated[Path, typer.Option(help="Folder that the output goes to.")] = Path("outputs/azure")
-) -> None:
-    """Fetch a job's executed notebooks, records, report and adapter."""
-    from ftlib.azureml import workspace
-
-    with workspace.azure_errors():
-        print(workspace.download(workspace.connect(), job, to))
-
-
-@app.command()
 def register(
-    job: Job, profile: Annotated[str, typer.Option(help="The profile that the job ran.")] = "gpt-oss-20b"
+    job: Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")],
+    profile: Annotated[str, typer.Option(help="The profile that the job ran.")] = "gpt-oss-20b",
 ) -> None:
-    """Keep a job's adapter as a model of the workspace, with what it was trained from."""
+    """Register a job's adapter as a model of the workspace, with what it was trained from."""
     from ftlib import profiles
     from ftlib.azureml import files, workspace
 
@@ -101,16 +89,16 @@ def register(
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only list.")] = False) -> None:
-    """List what still costs by the hour, and with --yes cancel those jobs and delete those computes."""
+    """List what still costs by the hour; with --yes, cancel those jobs and delete those computes."""
     from ftlib.azureml import workspace
 
     with workspace.azure_errors():
         client = workspace.connect()
         removals = workspace.removable(client)
-        for removal in removals:
-            print(f"{'deleting' if yes else 'would delete'} {removal.kind} {removal.name}", flush=True)
+        for kind, name in removals:
+            print(f"{'deleting' if yes else 'would delete'} {kind} {name}", flush=True)
             if yes:
-                workspace.remove(client, removal)
+                (client.jobs.begin_cancel if kind == "job" else client.compute.begin_delete)(name).result()
     if not removals:
         print("nothing of ours costs by the hour")
     elif not yes:
@@ -119,7 +107,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def job(context: typer.Context, profile: Annotated[str, typer.Option()] = "tiny") -> None:
-    """Inside a job: take the Hub's token from the workspace's Key Vault, then be `ftlib run`."""
+    """Inside a job: take the Hub's token from the workspace's Key Vault, then become `ftlib run`."""
     from ftlib import profiles
     from ftlib.azureml import workspace
 

@@ -1,10 +1,9 @@
 """The Azure ML files: found by name, read as Azure's client reads them, and turned into what would be sent."""
 
-import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import yaml
 from ftlib.errors import FtlibError, nearest
 
 FOLDER = Path(__file__).parent
-EXTRA = "azure-ai-ml is not installed; run `pip install -e '.[azure]'`"
-# Which of azure-ai-ml's functions loads a file, by the name of its schema.
+# The function of azure-ai-ml that loads a file, by the name of its schema.
 LOADERS = {
     "commandJob": "load_job",
     "environment": "load_environment",
@@ -30,45 +28,33 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """A file by its shipped name or by its path.
-
-    Raises:
-        FtlibError: there is no such file.
-    """
+    """A file by its shipped name or its path; an FtlibError if there is none."""
     path = Path(name) if name.endswith((".yml", ".yaml")) else shipped().get(name)
-    if path is None:
-        raise FtlibError(
-            f"Azure file {name!r} is unknown; {nearest(name, list(shipped()))}, or give a .yml file's path"
-        )
-    if not path.is_file():
-        raise FtlibError(f"Azure file {name}: no such file; give the path of a .yml file or one of {list(shipped())}")
+    if path is None or not path.is_file():
+        hint = nearest(name, list(shipped()))
+        raise FtlibError(f"Azure file {name!r}: found no such file; {hint}, or give the path of a .yml file")
     return path
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
-    """Read `key=value` texts, as `az ml … --set` takes them; a value is read as YAML, so that 2 is a number.
-
-    Raises:
-        FtlibError: a text has no "=".
-    """
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise FtlibError(f"--set {key}: expected key=value, such as resources.instance_count=2")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    """Read `key=value` texts as `az ml … --set` takes them; a value is read as YAML, so 2 is a number."""
+    for setting in settings:
+        if "=" not in setting:
+            raise FtlibError(f"--set {setting}: expected key=value, such as resources.instance_count=2")
+    return {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in settings)}
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A file's values, with some of them (`resources.instance_count`) changed.
+    """A file's values, with changes to some of them by dotted key, such as `resources.instance_count`.
 
     Raises:
-        FtlibError: it is not YAML, or not a file for Azure ML that we know.
+        FtlibError: it is not YAML, or not one of the kinds of Azure ML file used here.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise FtlibError(f"{path.name}: line {line}: not valid YAML; mend it") from None
+        raise FtlibError(f"{path.name}: line {line}: not valid YAML; fix it") from None
     if not isinstance(data, dict) or schema(data) not in LOADERS:
         raise FtlibError(f"{path.name}: $schema: expected Azure ML's address of one of {list(LOADERS)}")
     for key, value in (changes or {}).items():
@@ -77,7 +63,7 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
-                raise FtlibError(f"{path.name}: {key}: {parent} is a value there, with nothing below it")
+                raise FtlibError(f"{path.name}: {key}: {parent} is a value and has no keys")
         section[last] = value
     return data
 
@@ -88,52 +74,24 @@ def schema(data: Mapping[str, Any]) -> str:
 
 
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
-    """The entity that azure-ai-ml makes of a file; its own errors come as they are.
-
-    Raises:
-        FtlibError: azure-ai-ml is not installed, or the file is not one for Azure ML.
-    """
-    ml = client_library()
-    data = read(path, changes)
-    with quiet():
-        return getattr(ml, LOADERS[schema(data)])(
-            io.StringIO(yaml.safe_dump(data)), relative_origin=str(path.resolve())
-        )
+    """The entity that azure-ai-ml makes of a file; its errors are not translated."""
+    ml, data = client_library(), read(path, changes)
+    source = io.StringIO(yaml.safe_dump(data))
+    return getattr(ml, LOADERS[schema(data)])(source, relative_origin=str(path.resolve()))
 
 
 def to_rest(entity: Any) -> dict[str, Any]:
-    """What would be sent to Azure for an entity, as plain values, with the name that it would be sent under.
-
-    References to code, environment and files are resolved only when it is sent.
-    """
-    with quiet():
-        sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
+    """What would be sent to Azure; code, environment and files are resolved only when it is sent."""
+    sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
     return ({"name": entity.name} if entity.name else {}) | sent
 
 
 def client_library() -> Any:
-    """The module `azure.ai.ml`.
-
-    Raises:
-        FtlibError: it is not installed.
-    """
+    """The module `azure.ai.ml`, kept from announcing its own experimental and outdated code."""
+    warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow")
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     try:
-        with quiet():
-            import azure.ai.ml
+        import azure.ai.ml
     except ImportError:
-        raise FtlibError(EXTRA) from None
+        raise FtlibError("azure-ai-ml is not installed; run `pip install -e '.[azure]'`") from None
     return azure.ai.ml
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what azure-ai-ml says about its own experimental classes."""
-    logger = logging.getLogger("azure.ai.ml")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,9 +1,8 @@
-"""What is done in an Azure ML workspace: things submitted, looked after, fetched, registered and cleaned away."""
+"""What is done in an Azure ML workspace: submit, list, download, register and clean up."""
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from azure.ai.ml import MLClient
     from azure.core.credentials import TokenCredential
 
-# Azure sets these in a job and on a compute instance; elsewhere a person may.
+# Azure sets these in a job and on a compute instance; elsewhere you may.
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 SECRET = "hf-token"
 EXPERIMENT = "ftlib"
@@ -24,70 +23,41 @@ OUTPUT = "run"
 ENDED = ("Completed", "Failed", "Canceled")
 
 
-@dataclass(frozen=True)
-class Removal:
-    """Something that costs, or will: `kind` and `name` for a person to read."""
-
-    kind: str
-    name: str
-
-
 @contextlib.contextmanager
 def azure_errors() -> Iterator[None]:
-    """Tell in one line what Azure, or its client, did not accept."""
+    """Turn an error of Azure, or of its client, into one line."""
     files.client_library()
     from azure.ai.ml.exceptions import MlException
     from azure.core.exceptions import AzureError, ClientAuthenticationError
 
     try:
-        with files.quiet():
-            yield
-    except ClientAuthenticationError as error:
-        raise FtlibError(f"Azure does not know who you are ({_first_line(error)}); run `az login`") from None
+        yield
     except (AzureError, MlException) as error:
-        raise FtlibError(f"Azure answers: {_first_line(error)}; see ftlib/azureml/README.md") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(getattr(error, "message", None) or error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+        lines = (str(getattr(error, "message", None) or error).strip() or type(error).__name__).splitlines()
+        if isinstance(error, ClientAuthenticationError):
+            raise FtlibError(f"Azure does not know who you are ({lines[0].strip()}); run `az login`") from None
+        raise FtlibError(f"Azure answers: {lines[0].strip()}; see docs/azure.md") from None
 
 
 def connect(credential: "TokenCredential | None" = None) -> "MLClient":
-    """A client for the workspace that the environment names, or else `config.json` in the project's folder or above.
+    """A client for the workspace that the environment names, or `config.json` in the project's folder or above."""
+    from azure.identity import DefaultAzureCredential
 
-    Args:
-        credential: who asks; without one, whoever `az login` or the environment knows.
-
-    Raises:
-        FtlibError: no workspace is named.
-    """
-    ml = files.client_library()
-    if credential is None:
-        from azure.identity import DefaultAzureCredential
-
-        credential = DefaultAzureCredential()
+    ml, credential = files.client_library(), credential or DefaultAzureCredential()
     named = [os.environ.get(variable) for variable in VARIABLES]
     client: MLClient
-    if all(named):
-        client = ml.MLClient(credential, *named)
-        return client
     try:
-        client = ml.MLClient.from_config(credential, path=project_root())
-    except Exception:  # it says so in many ways
+        client = ml.MLClient(credential, *named) if all(named) else ml.MLClient.from_config(credential, project_root())
+    except Exception:  # of several kinds
         raise FtlibError(
             f"no Azure ML workspace is named: expected {', '.join(VARIABLES)} in the environment, or a config.json "
-            "here; the workspace's page in the studio has one to download"
+            "here; download one from the workspace's page in the studio"
         ) from None
     return client
 
 
 def hub_token() -> str:
-    """The Hub's token from the Key Vault of the workspace that a job runs in, read as the person who submitted the job.
-
-    Raises:
-        FtlibError: the Key Vault has no such secret.
-    """
+    """The Hub's token from the Key Vault of a job's workspace, read as the person who submitted the job."""
     with azure_errors():
         from azure.ai.ml.identity import AzureMLOnBehalfOfCredential
         from azure.core.exceptions import ResourceNotFoundError
@@ -109,21 +79,14 @@ def hub_token() -> str:
 
 
 def submit(client: "MLClient", path: Path, changes: Mapping[str, Any]) -> str:
-    """Send what a file describes.
-
-    Returns:
-        What became of it, for a person to read.
-    """
+    """Send what a file describes; returns what became of it, in words."""
     entity, kind = files.load(path, changes), files.schema(files.read(path))
     if kind == "commandJob":
         job = client.jobs.create_or_update(entity)
         return f"job {job.name} is {job.status}: {job.studio_url}"
-    if kind == "environment":
-        environment = client.environments.create_or_update(entity)
-        return f"environment {environment.name}, version {environment.version}"
-    if kind == "model":
-        model = client.models.create_or_update(entity)
-        return f"model {model.name}, version {model.version}"
+    if kind in ("environment", "model"):
+        made = getattr(client, f"{kind}s").create_or_update(entity)
+        return f"{kind} {made.name}, version {made.version}"
     compute = client.compute.begin_create_or_update(entity).result()
     return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
 
@@ -134,32 +97,14 @@ def jobs(client: "MLClient") -> list[Any]:
 
 
 def computes(client: "MLClient") -> list[Any]:
-    """The clusters and instances that our files make, as far as they exist."""
+    """The existing clusters and instances that have the names in our files."""
     descriptions = [files.read(path) for path in files.shipped().values()]
     ours = {data["name"] for data in descriptions if files.LOADERS[files.schema(data)] == "load_compute"}
     return [compute for compute in client.compute.list() if compute.name in ours]
 
 
-def machines(client: "MLClient", compute: Any) -> str:
-    """What of a compute is there and paid for."""
-    if compute.type == "amlcompute":
-        count = len(list(client.compute.list_nodes(compute.name)))
-        return f"{count} machine(s)"
-    return str(compute.state)
-
-
-def download(client: "MLClient", job: str, folder: Path) -> Path:
-    """Fetch a job's output: notebooks, records, report, adapter and checkpoints.
-
-    Returns:
-        The folder that holds them.
-    """
-    client.jobs.download(job, download_path=folder, output_name=OUTPUT)
-    return folder / "named-outputs" / OUTPUT
-
-
 def model_changes(profile: Profile, job: str) -> dict[str, Any]:
-    """How the model file reads for the adapter that a job trained on a profile."""
+    """What model.yml says for the adapter that a job trained with a profile."""
     lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.lora_alpha)}
     base = {"base_model": profile.hub.model, "base_revision": profile.hub.model_revision}
     data = {"dataset": profile.data.shown, "dataset_revision": profile.data.revision or "local"}
@@ -170,15 +115,7 @@ def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     }
 
 
-def removable(client: "MLClient") -> list[Removal]:
-    """What of ours costs by the hour, or would: jobs that have not ended, and computes."""
-    unfinished = [Removal("job", job.name) for job in jobs(client) if job.status not in ENDED]
-    return unfinished + [Removal("compute", compute.name) for compute in computes(client)]
-
-
-def remove(client: "MLClient", removal: Removal) -> None:
-    """Cancel a job, or delete a compute."""
-    if removal.kind == "job":
-        client.jobs.begin_cancel(removal.name).result()
-    else:
-        client.compute.begin_delete(removal.name).result()
+def removable(client: "MLClient") -> list[tuple[str, str]]:
+    """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
+    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ENDED]
+    return unfinished + [("compute", compute.name) for compute in computes(client)]

@@ -1,7 +1,7 @@
-"""Install requirements.lock and ftlib beside the Python that runs this: `.venv/bin/python -P ftlib/machine/install.py`.
+"""Install requirements.lock and ftlib into the Python that runs this: `.venv/bin/python -P ftlib/machine/install.py`.
 
-`make` runs it before anything else is there, so it imports the standard library alone. pip fetches uv, and uv the
-rest, in a fraction of the time; where uv cannot, pip does it all.
+`make` runs it before anything else is installed, so it imports only the standard library. pip fetches uv, and uv
+installs the rest in a fraction of pip's time; if uv cannot, pip does it all.
 """
 
 import ast
@@ -21,45 +21,38 @@ LOCK = "requirements.lock"
 FTLIB = ("--no-deps", "--no-build-isolation", "-e", ".")
 PIP = (sys.executable, "-m", "pip")
 UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--color", "never")
-# What uv calls a setting of pip. The indexes go by their older names: uv lets the newer ones win, where you set those.
+# uv's name for each of pip's settings, and what uv separates several values with. The indexes go by their older names,
+# so that the newer ones win if you set them.
 UV_NAMES = {
-    "cert": "SSL_CERT_FILE",
-    "client-cert": "SSL_CLIENT_CERT",
-    "constraint": "UV_CONSTRAINT",
-    "default-timeout": "UV_HTTP_TIMEOUT",
-    "extra-index-url": "UV_EXTRA_INDEX_URL",
-    "find-links": "UV_FIND_LINKS",
-    "index-url": "UV_INDEX_URL",
-    "proxy": "ALL_PROXY",
-    "retries": "UV_HTTP_RETRIES",
-    "timeout": "UV_HTTP_TIMEOUT",
-    "trusted-host": "UV_INSECURE_HOST",
+    "cert": ("SSL_CERT_FILE", ""),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", ""),
+    "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "index-url": ("UV_INDEX_URL", ""),
+    "proxy": ("ALL_PROXY", ""),
+    "timeout": ("UV_HTTP_TIMEOUT", ""),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
 }
-SEPARATORS = {"constraint": " ", "extra-index-url": " ", "find-links": ",", "trusted-host": " "}
-# pip asks every index for the release that is pinned, where uv stops at the first that knows the name, and believes the
-# certificates that the system believes.
+# Like pip, look for a pinned release in every index, not only in the first that has the package, and trust the
+# system's certificates.
 LIKE_PIP = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"}
-# What the notebooks and their kernels import. uv compiles nothing that it installs: to import this once compiles it, on
-# two cores, for the first walkthrough and every later one. To compile all that is installed takes five times as long.
+# Importing what the notebooks import compiles it for every later run; compiling everything takes five times as long.
 IMPORTED = (
     "trl.trainer.sft_trainer",
     "datasets, matplotlib.pyplot, papermill, nbconvert, trackio, ipykernel.kernelapp",
 )
-PATIENCE = 30.0  # seconds for PyTorch's index: it can save gigabytes, but a firewall may swallow the question
+PATIENCE = 30.0  # seconds for PyTorch's index: it can save gigabytes, but a firewall may never let it answer
 
 say = partial(print, flush=True)
 
 
 class CommandError(Exception):
-    """A command failed; the message is what it said, in one line."""
+    """A command failed; the message is its output in one line."""
 
 
 def run(*command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> str:
-    """Run `command`, for `timeout` seconds at most, and return all that it printed.
-
-    Raises:
-        CommandError: it failed, took too long, or is not there.
-    """
+    """Return everything that a command printed; a CommandError if it failed, took too long or does not exist."""
     try:
         done = subprocess.run(
             command, env=env, timeout=timeout, capture_output=True, encoding="utf-8", errors="replace"
@@ -75,66 +68,58 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float | None 
 
 
 def pin(name: str) -> str:
-    """What the lock says of the package `name`, such as `uv==0.13.9`."""
+    """A package's line in the lock, such as `uv==0.13.9`."""
     lines = Path(LOCK).read_text(encoding="utf-8").splitlines()
     return next(line.split()[0] for line in lines if line.startswith(f"{name}=="))
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip's files and PIP_* variables say of an installation; of two that differ, the one that pip obeys."""
+    """Pip's settings for an installation: from PIP_* variables, else the files' [install], else their [global]."""
     listed = run(*PIP, "config", "list", env={**os.environ, "PIP_QUIET": "0"})
-    told = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", listed, re.MULTILINE)
-    told.sort(key=lambda setting: ("global", "install", ":env:").index(setting[0]))
-    return {name: ast.literal_eval(value) for _, name, value in told}
+    settings = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", listed, re.MULTILINE)
+    settings.sort(key=lambda setting: ("global", "install", ":env:").index(setting[0]))
+    return {name: ast.literal_eval(value) for _, name, value in settings}
 
 
 def uv_environment(settings: dict[str, str]) -> dict[str, str]:
-    """The environment in which uv does what `settings` tell pip. What is set for uv itself stays as it is."""
-    told = {
-        UV_NAMES[name]: SEPARATORS[name].join(value.split()) if name in SEPARATORS else value
-        for name, value in settings.items()
-        if name in UV_NAMES
-    }
-    return LIKE_PIP | told | dict(os.environ)
+    """The environment in which uv follows pip's settings; your own settings for uv win."""
+    translated = {}
+    for name, value in settings.items():
+        variable, separator = UV_NAMES.get(name, ("", ""))
+        translated[variable] = separator.join(value.split()) if separator else value
+    translated.pop("", None)
+    return LIKE_PIP | translated | dict(os.environ)
 
 
 def nvidia_driver() -> str:
-    """The version of the NVIDIA driver; empty where there is none."""
+    """The version of the NVIDIA driver; empty if there is none."""
     try:
         return next(iter(run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()), "")
     except CommandError:
         return ""
 
 
-def planned_torch(uv: Callable[..., str], *options: str, timeout: float | None = None) -> str:
-    """The torch that uv would install, such as `torch 2.13.0+cpu`; empty where torch is there already."""
-    said = uv("--dry-run", "--no-deps", pin("torch"), *options, timeout=timeout)
-    return "".join(re.findall(r"^ \+ (torch==\S+)", said, re.MULTILINE)).replace("==", " ")
-
-
 def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
-    """Choose the build of torch, before anything is downloaded.
+    """Choose torch's build before anything is downloaded: the choice with its reason, and options for uv."""
 
-    Returns:
-        The choice and its reason, empty where torch is there already; and the options with which uv follows it.
-    """
-    torch = planned_torch(uv)
+    def planned(*options: str, timeout: float | None = None) -> str:
+        said = uv("--dry-run", "--no-deps", pin("torch"), *options, timeout=timeout)
+        return "".join(re.findall(r"^ \+ (torch==\S+)", said, re.MULTILINE)).replace("==", " ")
+
+    torch = planned()
     if not torch:
-        return "", ()
+        return "torch is installed already and stays", ()
     if backend := os.environ.get("UV_TORCH_BACKEND"):
         return f"{torch}: UV_TORCH_BACKEND is {backend}", ()
     if "+" in torch:
         return f"{torch}: your own links or indexes have this build", ()
-    if sys.platform == "darwin":
-        return f"{torch}: a Mac has one build", ()
     driver = nvidia_driver()
-    # Without a driver `auto` will not do: it takes the graphics chip of an Intel laptop for a GPU, worth gigabytes.
+    # Without a driver, `auto` would take an Intel laptop's graphics for a GPU and download gigabytes.
     options = ("--torch-backend", "auto" if driver else "cpu")
     try:
-        built = planned_torch(uv, *options, timeout=PATIENCE)
+        built = planned(*options, timeout=PATIENCE)
     except CommandError as error:
-        size = ", on Linux with gigabytes of CUDA" if sys.platform == "linux" else ""
-        return f"{torch}{size}: PyTorch's own index, which has other builds, does not answer ({error})", ()
+        return f"{torch}, on Linux with gigabytes of CUDA: PyTorch's own index does not answer ({error})", ()
     why = f"for NVIDIA driver {driver}" if driver else "no NVIDIA driver"
     return f"{built} from PyTorch's own index: {why}", options
 
@@ -143,30 +128,17 @@ def install_with_uv() -> None:
     """Install the lock and ftlib with uv, which pip installs first."""
     settings = pip_settings()
     run(*PIP, "install", pin("uv"))
-    # uv has no variable for this one.
-    no_index = ("--no-index",) if settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes") else ()
+    # uv has an option for this, and no variable.
+    no_index = ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
     uv = partial(run, *UV, *no_index, env=uv_environment(settings))
     choice, options = choose_torch(uv)
-    say(choice or "torch is there already: it stays")
-    try:
-        uv("-r", LOCK, *options)
-    except CommandError as error:
-        if not options:
-            raise
-        say(f"That build cannot be had ({error}): torch comes from where pip finds it, on Linux with gigabytes of CUDA")
-        uv("-r", LOCK)
-    commands = [[sys.executable, "-c", f"import {modules}"] for modules in IMPORTED]
-    compiling = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    say(choice)
+    uv("-r", LOCK, *options)
+    python = partial(subprocess.Popen, stderr=subprocess.DEVNULL)
+    compiling = [python([sys.executable, "-c", f"import {modules}"]) for modules in IMPORTED]
     uv(*FTLIB)
     for process in compiling:
         process.wait()
-
-
-def install_with_pip() -> None:
-    """Install the lock and ftlib with pip alone, the newest there is: a new environment may hold an old one."""
-    run(*PIP, "install", "--upgrade", "pip")
-    run(*PIP, "install", "-r", LOCK)
-    run(*PIP, "install", *FTLIB)
 
 
 def main() -> None:
@@ -180,9 +152,11 @@ def main() -> None:
             if "UV_TORCH_BACKEND" in os.environ:  # pip would not follow it
                 raise
             say(f"uv cannot ({error}): pip installs the same, in minutes")
-            install_with_pip()
+            run(*PIP, "install", "--upgrade", "pip")  # a new environment may hold an old one
+            run(*PIP, "install", "-r", LOCK)
+            run(*PIP, "install", *FTLIB)
     except CommandError as error:
-        sys.exit(f"{LOCK} could not be installed: {error}. Fix that and run make again; `rm -r .venv` begins anew")
+        sys.exit(f"{LOCK} could not be installed: {error}. Fix that and run make again; `rm -r .venv` starts afresh")
     say(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
 
 

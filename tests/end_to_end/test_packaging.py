@@ -1,15 +1,12 @@
 """The same releases everywhere: pyproject.toml, requirements.lock, environment.yml and what is installed agree."""
 
-import ast
 import importlib.metadata
-import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -38,18 +35,6 @@ AZURE_ML = {
     "python_version": "3.12",
     "sys_platform": "linux",
 }
-# Declared and never imported, and why.
-RUN_BY_NAME = {
-    "accelerate",  # Trainer and device_map run on it
-    "azureml-mlflow",  # MLflow's way to Azure, found by name
-    "jupyterlab",  # make lab
-    "nbval",  # pytest --nbval
-}
-
-
-def distributions(requirements: Iterable[Requirement]) -> set[str]:
-    """The canonical names of `requirements`."""
-    return {canonicalize_name(requirement.name) for requirement in requirements}
 
 
 def pins(environment: dict[str, str] | None = None) -> dict[str, str]:
@@ -66,49 +51,21 @@ def is_cuda(name: str) -> bool:
     return name.startswith(("cuda-", "nvidia-")) or name == "triton"
 
 
-def code_of(notebook: Path) -> str:
-    """The code cells of `notebook` as one module, without magics."""
-    cells = json.loads(notebook.read_text())["cells"]
-    lines = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
-
-
-def imported(sources: Iterable[str]) -> set[str]:
-    """The distributions that `sources` import anywhere, the standard library and our own modules left out."""
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    own = {"ftlib", "conftest"} | sys.stdlib_module_names
-    owners = importlib.metadata.packages_distributions()
-    azure = {need.name for name in names for need in EXTRA if f"{name}.".startswith(need.name.replace("-", ".") + ".")}
-    modules = {name.partition(".")[0] for name in names} - own - {"azure"}
-    return azure | {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
-
-
-def imported_by_the_program() -> set[str]:
-    """What ftlib and the notebooks import."""
-    modules = [path.read_text() for path in (ROOT / "ftlib").rglob("*.py")]
-    return imported(modules + [code_of(path) for path in (ROOT / "notebooks").glob("*.ipynb")])
-
-
-def test_the_lock_pins_every_line_exactly() -> None:
-    """A range, a wildcard or a URL would let two machines differ."""
+def test_lock_pins_every_line_exactly() -> None:
+    """A range, a wildcard or a URL would let two machines differ, and CUDA's packages belong to torch's CUDA build."""
     assert [str(pin) for pin in LOCK if not re.fullmatch(r"==[\w.]+", str(pin.specifier)) or pin.url] == []
+    assert [pin.name for pin in LOCK if is_cuda(pin.name)] == []
 
 
-@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
-def test_the_locked_version_lies_in_the_declared_range(requirement: Requirement) -> None:
-    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
-
-
-@pytest.mark.parametrize("requirement", RUNTIME + EXTRA + DEV, ids=lambda requirement: requirement.name)
-def test_the_installed_version_is_the_locked_one(requirement: Requirement) -> None:
+def test_locked_and_installed_versions_are_in_the_declared_ranges() -> None:
     """Up to a local label: torch 2.13.0+cpu is torch 2.13.0."""
-    installed = Version(importlib.metadata.version(requirement.name)).public
-    assert installed == pins()[canonicalize_name(requirement.name)]
+    for requirement in RUNTIME + EXTRA + DEV:
+        locked = pins()[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(locked), requirement
+        assert Version(importlib.metadata.version(requirement.name)).public == locked, requirement
 
 
-def test_the_lock_holds_all_that_the_declared_need() -> None:
+def test_lock_holds_all_that_the_declared_need() -> None:
     """Follow the requirements of what is installed: each is a line of the lock, CUDA's apart."""
     seen: set[tuple[str, str]] = set()
     queue = [(requirement.name, "") for requirement in RUNTIME + EXTRA + DEV]
@@ -123,11 +80,6 @@ def test_the_lock_holds_all_that_the_declared_need() -> None:
     assert {name for name, _ in seen} == set(pins())
 
 
-def test_the_lock_leaves_cuda_to_torch() -> None:
-    """Pinned here, they would bring gigabytes to a machine with torch's CPU build."""
-    assert [pin.name for pin in LOCK if is_cuda(pin.name)] == []
-
-
 def test_environment_yml_repeats_the_lock_for_its_python() -> None:
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert conda == ["python=3.12", "pip"]
@@ -140,21 +92,7 @@ def test_no_registry_is_named(name: str) -> None:
     assert re.findall(r".*(?:://|--\w*index|--find-links).*", (ROOT / name).read_text()) == []
 
 
-def test_what_the_program_imports_is_declared() -> None:
-    assert imported_by_the_program() - distributions(RUNTIME + EXTRA) == set()
-
-
-def test_what_is_declared_is_used() -> None:
-    assert distributions(RUNTIME + EXTRA) - imported_by_the_program() == RUN_BY_NAME
-
-
-def test_what_the_tests_import_is_declared() -> None:
-    paths = list((ROOT / "tests").rglob("*.py"))
-    own = {canonicalize_name(path.stem) for path in paths}
-    assert imported([path.read_text() for path in paths]) - own - distributions(RUNTIME + EXTRA + DEV) == set()
-
-
-def test_the_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
+def test_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
     """The profiles, the tiny model and the sample data set are files that setuptools packs only when told."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
