@@ -109,7 +109,7 @@ def _json(path: Path) -> list[Row]:
     for number, part in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
             if part.strip():
-                rows.append(json.loads(part))
+                rows.append(json.loads(part, parse_int=_number))
         except (ValueError, RecursionError) as error:
             line, reason = number - 1 + getattr(error, "lineno", 1), getattr(error, "msg", error)
             raise FtlibError(f"{path.name}, line {line}: not valid JSON ({reason}); fix the line") from None
@@ -119,6 +119,10 @@ def _json(path: Path) -> list[Row]:
             found = json.dumps(row, ensure_ascii=False)[:60]
             raise FtlibError(f'{path.name}, row {number}: found {found}, expected an object: {{"messages": […]}}')
     return rows
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 else float(digits)  # `datasets` cannot hold more than 64 bits
 
 
 def _csv(path: Path) -> list[Row]:

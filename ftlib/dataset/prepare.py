@@ -90,22 +90,21 @@ def check(dataset: "Dataset", settings: Data, max_length: int) -> Checked:
 
     read = list(_read(dataset, settings))
     several = len({row.place[0] for row in read}) > 1
-    places: dict[str, list[str]] = {what: [] for what in UNUSUAL}
-    seen: set[str] = set()
-    for row in read:
-        if row.conversation:
-            text = json.dumps(row.conversation, sort_keys=True)
-            for what in unusual(row.conversation, max_length, copied=text in seen):
-                file, number = row.place
-                places[what].append(f"row {number} of {file}" if several else f"row {number}")
+    found, seen = [], set()
+    for (file, number), _, conversation, _ in read:
+        if conversation:
+            text = json.dumps(conversation, sort_keys=True)
+            place = f"row {number} of {file}" if several else f"row {number}"
+            found += [(what, place) for what in unusual(conversation, max_length, copied=text in seen)]
             seen.add(text)
-    first = {
-        what: ", ".join([*found[:PLACES_SHOWN], *["…"][: len(found) - PLACES_SHOWN]]) for what, found in places.items()
-    }
-    noted = [(what, len(found), first[what], UNUSUAL[what]) for what, found in places.items() if found]
+    table = []
+    for what, meaning in UNUSUAL.items():
+        places = [place for kind, place in found if kind == what]
+        more = ", …" if len(places) > PLACES_SHOWN else ""
+        table += [(what, len(places), ", ".join(places[:PLACES_SHOWN]) + more, meaning)] if places else []
     return Checked(
         pd.DataFrame([row.problem for row in read if row.problem], columns=PROBLEM),
-        pd.DataFrame(noted, columns=["what", "rows", "where", "meaning"]),
+        pd.DataFrame(table, columns=["what", "rows", "where", "meaning"]),
     )
 
 

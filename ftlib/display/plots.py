@@ -21,13 +21,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from ftlib.errors import FtlibError
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart.
-LANGUAGE_COLOURS = {
-    "English": "#0072B2",
-    "Spanish": "#D55E00",
-    "French": "#009E73",
-    "Italian": "#CC79A7",
-    "German": "#E69F00",
-}
+LANGUAGE_COLOURS = {"English": "#0072B2", "Spanish": "#D55E00", "French": "#009E73"}
+LANGUAGE_COLOURS |= {"Italian": "#CC79A7", "German": "#E69F00"}
 OTHER_LANGUAGE_COLOUR = "#56B4E9"
 BEFORE, AFTER = "#AEB5BD", "#5B3A9B"
 _INK, _RULE = "#24292F", "#D0D7DE"
@@ -61,44 +56,31 @@ def notebook_map() -> Axes:
     """Draw the notebooks: the question each answers and, below it, what it leaves for the next."""
     ax = _canvas(width=9.8, height=2.0)
     for number, (name, question, leaves) in enumerate(_NOTEBOOKS):
-        left = 2.02 * number
-        middle = left + 0.86
-        _box(ax, left, 1.0, 1.72, 0.98, BEFORE)
+        left, middle = 2.02 * number, 2.02 * number + 0.86
+        _box(ax, left, 1.0, 1.72, 0.98, BEFORE, "")
         _write(ax, middle, 1.77, name, fontweight="bold")
         _write(ax, middle, 1.33, question)
+        _box(ax, left, 0.02, 1.72, 0.54, AFTER, leaves)
         _arrow(ax, (middle, 1.0), (middle, 0.56))
-        _box(ax, left, 0.02, 1.72, 0.54, AFTER)
-        _write(ax, middle, 0.29, leaves)
         if number + 1 < len(_NOTEBOOKS):
             _arrow(ax, (left + 1.72, 0.4), (left + 2.02, 1.2))
     return ax
 
 
 def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
-    """Draw h = W·x + (α/r)·B·A·x for a square weight W, with its numbers (A and B are drawn thicker than they are).
-
-    Args:
-        r: rank: rows of A and columns of B.
-        alpha: what A and B add is scaled by alpha / r.
-        hidden: numbers in x and in h.
-    """
+    """Draw h = W·x + (α/r)·B·A·x for a square weight W of `hidden` rows; A and B are drawn thicker than they are."""
     ax = _canvas(width=6.5, height=3.2)
     shares = f"{2 * r * hidden:,} numbers beside {hidden**2:,} frozen ones ({_percent(2 * r / hidden)})"
     ax.set_title(f"A rank of {r} trains {shares}", fontsize=11)
     for x, symbol in ((0.25, "x"), (5.35, "+"), (6.2, "h")):
         ax.add_patch(Circle((x, 1.55), 0.22, facecolor="white", edgecolor=_INK))
         _write(ax, x, 1.55, symbol, fontsize=13)
-    _box(ax, 1.3, 1.8, 1.3, 1.3, BEFORE)
-    _write(ax, 1.95, 2.3, f"frozen\n{hidden:,} × {hidden:,}")
-    _write(ax, 1.95, 2.68, "W", fontsize=12)
-    _box(ax, 1.3, 0.58, 1.3, 0.24, AFTER)
-    _write(ax, 1.95, 0.69, "A", fontsize=12)
+    _box(ax, 1.3, 1.8, 1.3, 1.3, BEFORE, f"W\nfrozen\n{hidden:,} × {hidden:,}")
+    _box(ax, 1.3, 0.58, 1.3, 0.24, AFTER, "A")
     _write(ax, 1.95, 0.32, f"{r} × {hidden:,}\nstarts random")
-    _box(ax, 3.2, 0.05, 0.24, 1.3, AFTER)
-    _write(ax, 3.32, 0.69, "B", fontsize=12)
+    _box(ax, 3.2, 0.05, 0.24, 1.3, AFTER, "B")
     _write(ax, 3.32, 1.56, f"{hidden:,} × {r}\nstarts at zero")
-    _box(ax, 4.0, 0.42, 0.95, 0.56, AFTER)
-    _write(ax, 4.475, 0.7, f"× α / r\n{alpha} / {r} = {alpha / r:g}")
+    _box(ax, 4.0, 0.42, 0.95, 0.56, AFTER, f"× α / r\n{alpha} / {r} = {alpha / r:g}")
     for start, end in _LORA_ARROWS:
         _arrow(ax, start, end)
     return ax
@@ -117,27 +99,17 @@ def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     end = int(1.5 * max(max_length, np.quantile(lengths, 0.95)))
     beyond = sum(length > end for length in lengths)
     ax.hist(np.minimum(lengths, end), bins=40, color=BEFORE)
-    ax.axvline(max_length, color=AFTER, linewidth=2)
+    ax.axvline(max_length, color=AFTER, linewidth=2, label=f"max_length = {max_length:,}")
+    ax.legend(frameon=False)
     ax.set(
         title=f"{_percent(longer)} of {len(lengths):,} conversations are longer than {max_length:,} tokens",
         xlabel="tokens in a conversation" + (f" (in the last bar: {beyond:,} longer than {end:,})" if beyond else ""),
         ylabel="conversations",
     )
     ax.set_xlim(left=0)
-    ax.margins(y=0.2)
+    ax.margins(y=0.3)  # room for the legend
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    on_the_left = max_length > ax.get_xlim()[1] / 2  # the label goes where there is room
-    ax.annotate(
-        f"max_length = {max_length:,}",
-        (max_length, 0.97),
-        xycoords=ax.get_xaxis_transform(),
-        xytext=(-6 if on_the_left else 6, 0),
-        textcoords="offset points",
-        ha="right" if on_the_left else "left",
-        va="top",
-        color=AFTER,
-    )
     return ax
 
 
@@ -148,11 +120,14 @@ def tokens_per_character(frame: pd.DataFrame) -> Axes:
         frame: columns language, reasoning_tokens and reasoning_characters, as `prepare.token_lengths` gives them; rows
             without reasoning are left out.
     """
-    frame = frame[frame["reasoning_characters"] > 0]
+    frame = frame[frame["reasoning_characters"] > 0].replace({"language": {"": "not named"}})
     costs = (frame["reasoning_tokens"] / frame["reasoning_characters"]).groupby(frame["language"]).median()
     names = _in_order(costs.index)
     colours = [LANGUAGE_COLOURS.get(name, OTHER_LANGUAGE_COLOUR) for name in names]
-    ax = _horizontal_bars(names, [costs[name] for name in names], [f"{costs[name]:.2f}" for name in names], colours)
+    labels = [f"{costs[name]:.2f}" for name in names]
+    ax = _horizontal_bars(names, [costs[name] for name in names], labels, colours)
+    if not names:
+        _note(ax, "no row has reasoning")
     ax.set(title="Does reasoning cost the same in every language?", xlabel="tokens per character of reasoning")
     return ax
 
@@ -239,13 +214,12 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.
     Raises:
         FtlibError: no step was logged.
     """
-    steps = [entry for entry in log_history if "loss" in entry]
-    if not steps:
+    steps = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["step", *_CURVES])
+    if steps.empty:
         raise FtlibError(f"found no loss in {len(log_history)} log entries; run `trainer.train()` first")
-    _, panels = plt.subplots(1, 3, figsize=(9, 2.7), sharex=True, layout="constrained", facecolor="white")
+    _, panels = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained", facecolor="white")
     for panel, (key, title) in zip(panels, _CURVES.items(), strict=True):
-        logged = [(entry["step"], entry[key]) for entry in steps if key in entry]
-        panel.plot([step for step, _ in logged], [value for _, value in logged], color=AFTER, linewidth=1.8)
+        panel.plot(steps["step"], steps[key], color=AFTER, linewidth=1.8)
         panel.set(title=title, xlabel="step")
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -265,35 +239,27 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     Raises:
         FtlibError: `before` and `after` do not name the same languages.
     """
-    series = {"before": before} if after is None else {"before": before, "after": after}
-    shares = {what: _measured(table) for what, table in series.items()}
-    names = _same_languages(shares)
+    tables = [_measured(table) for table in (before, after) if table is not None]
+    names, *others = (_in_order(table.index) for table in tables)
+    if others and others[0] != names:
+        raise FtlibError(f"found {others[0]} in `after` and {names} in `before`; measure the same languages")
     ax = _axes(width=max(6.2, 1.1 * len(names)))
     if not names:
-        note = "no row asks for a reasoning language\nthat can be identified"
-        _write(ax, 0.5, 0.5, note, transform=ax.transAxes)
-    width = 0.8 / len(shares)
-    for number, (what, table) in enumerate(shares.items() if names else ()):
+        _note(ax, "no row asks for a reasoning language\nthat can be identified")
+    width = 0.8 / len(tables)
+    for number, table in enumerate(tables if names else []):
         agreed, low, high = (100 * table.loc[names, column].to_numpy() for column in ("agreement", "low", "high"))
-        bars = ax.bar(
-            np.arange(len(names)) + (number - (len(shares) - 1) / 2) * width,
-            agreed,
-            width * 0.94,
-            yerr=[agreed - low, high - agreed],
-            error_kw=_INTERVAL,
-            label=what,
-            color=(BEFORE, AFTER)[number],
-        )
+        places = np.arange(len(names)) + (number - (len(tables) - 1) / 2) * width
+        style = {"label": ("before", "after")[number], "color": (BEFORE, AFTER)[number], "error_kw": _INTERVAL}
+        bars = ax.bar(places, agreed, 0.94 * width, yerr=[agreed - low, high - agreed], **style)
         _label_bars(ax, bars, [f"{share:.0f}%" for share in agreed])
-    if names and after is not None:
+    if names and others:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
-    counts = shares["before"].loc[names, "questions"]
+    counts = tables[0].loc[names, "questions"]
     ax.set_xticks(range(len(names)), [f"{name}\nn = {count:.0f}" for name, count in zip(names, counts, strict=True)])
-    ax.set_ylim(0, 112)  # room above 100% for the labels of full bars
-    ax.set_yticks(range(0, 101, 25))
+    ax.set(ylim=(0, 112), yticks=range(0, 101, 25))  # room above 100% for the labels of full bars
     ax.yaxis.set_major_formatter(PercentFormatter(100))
-    for height in (0, 100):
-        ax.axhline(height, color=_RULE, linewidth=1, zorder=0)
+    ax.axhline(100, color=_RULE, linewidth=1, zorder=0)
     ax.set(title="Does the reasoning use the language asked for?", ylabel="share of replies")
     return ax
 
@@ -303,17 +269,6 @@ def _measured(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["questions", "agreement", "low", "high"]
     by_language = table.reindex(columns=["language", *columns]).set_index("language")
     return by_language.astype(float).dropna(subset=["agreement"])
-
-
-def _same_languages(shares: Mapping[str, pd.DataFrame]) -> list[str]:
-    names = _in_order(shares["before"].index)
-    for what, table in shares.items():
-        if set(table.index) != set(names):
-            found, expected = (", ".join(languages) or "no language" for languages in (_in_order(table.index), names))
-            raise FtlibError(
-                f"found {found} in `{what}`, expected {expected} as in `before`; measure the same languages"
-            )
-    return names
 
 
 def _axes(height: float = 3.0, width: float = 6.2) -> Axes:
@@ -351,14 +306,18 @@ def _canvas(width: float, height: float) -> Axes:
     return ax
 
 
-def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str) -> None:
-    style = "round,pad=0,rounding_size=0.06"
-    box = FancyBboxPatch((left, bottom), width, height, boxstyle=style, facecolor=_FILL[colour], edgecolor=colour)
-    ax.add_patch(box)
+def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, text: str) -> None:
+    style = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": _FILL[colour], "edgecolor": colour}
+    ax.add_patch(FancyBboxPatch((left, bottom), width, height, **style))
+    _write(ax, left + width / 2, bottom + height / 2, text)
 
 
 def _write(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
     ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": _SMALL, "color": _INK, **style})
+
+
+def _note(ax: Axes, text: str) -> None:
+    _write(ax, 0.5, 0.5, text, transform=ax.transAxes)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
