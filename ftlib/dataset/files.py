@@ -4,8 +4,10 @@ JSON and CSV leave types open, and `load_dataset` would guess them: a text might
 every value stays as it was written, rows need not be alike, and a broken file is named with its line.
 """
 
+import atexit
 import csv
 import json
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +15,6 @@ from typing import Any
 
 from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import DATA_SUFFIXES
-
-KINDS = ", ".join(DATA_SUFFIXES)
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
         The Parquet file, and how many of its rows come from each data file, in order.
 
     Raises:
-        FtlibError: there is no such file, or it cannot be read: which, at which line, and what to do.
+        FtlibError: a file is missing or broken: which, at which line, and what to do.
     """
     paths = _find(place)
     try:
@@ -40,28 +40,18 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
 
 
 def _find(place: Path) -> list[Path]:
-    if place.is_file():
-        if place.suffix not in DATA_SUFFIXES:
-            raise FtlibError(f"data.dataset {place.name}: expected a file that ends in {KINDS}")
-        return [place]
-    if not place.is_dir():
+    if not place.exists():
         there = [path.name for path in sorted(place.parent.glob("*")) if path.suffix in DATA_SUFFIXES]
         hint = nearest(place.name, there) if there else "no data file is in that folder"
         raise FtlibError(f"data.dataset {place.name}: no such file or folder; {hint}")
-    found = sorted(path for path in place.iterdir() if path.suffix in DATA_SUFFIXES)
+    found = [path for path in ([place] if place.is_file() else sorted(place.iterdir())) if path.suffix in DATA_SUFFIXES]
     kinds = sorted({path.suffix for path in found})
-    if not found:
-        raise FtlibError(f"data.dataset {place.name}/: no data file is in it; expected {KINDS}")
-    if len(kinds) > 1:
+    if len(kinds) != 1:
+        kind = " and ".join(kinds) or "no data"
         raise FtlibError(
-            f"data.dataset {place.name}/: found {' and '.join(kinds)} files; expected one kind in a folder"
+            f"data.dataset {place.name}: found {kind} files, expected one kind of {', '.join(DATA_SUFFIXES)}"
         )
     return found
-
-
-@lru_cache(maxsize=1)
-def _scratch() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="ftlib-", ignore_cleanup_errors=True)
 
 
 @lru_cache(maxsize=8)
@@ -76,13 +66,14 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
     features, arrays = Features(), []
     for column in columns:
         values = [row.get(column) for row in rows]
+        features[column] = Value("string")
         if any(value is not None and not isinstance(value, str) for value in values):
-            values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
             features[column] = Json()
-        else:
-            features[column] = Value("string")
+            values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
         arrays.append(pyarrow.array(values, features[column]()))
-    file = Path(tempfile.mkdtemp(dir=_scratch().name)) / "rows.parquet"
+    folder = Path(tempfile.mkdtemp(prefix="ftlib-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=features.arrow_schema), file)
     return file, {name: len(found) for name, found in read.items()}
 
@@ -108,8 +99,8 @@ def _json(path: Path) -> list[Row]:
     rows: list[Any] = []
     for number, part in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
-            if part.strip():
-                rows.append(json.loads(part, parse_int=_number))
+            if part.strip():  # of a number, 64 bits can be held
+                rows.append(json.loads(part, parse_int=lambda digits: (int if len(digits) < 19 else float)(digits)))
         except (ValueError, RecursionError) as error:
             line, reason = number - 1 + getattr(error, "lineno", 1), getattr(error, "msg", error)
             raise FtlibError(f"{path.name}, line {line}: not valid JSON ({reason}); fix the line") from None
@@ -119,10 +110,6 @@ def _json(path: Path) -> list[Row]:
             found = json.dumps(row, ensure_ascii=False)[:60]
             raise FtlibError(f'{path.name}, row {number}: found {found}, expected an object: {{"messages": […]}}')
     return rows
-
-
-def _number(digits: str) -> int | float:
-    return int(digits) if len(digits) < 19 else float(digits)  # `datasets` cannot hold more than 64 bits
 
 
 def _csv(path: Path) -> list[Row]:

@@ -53,15 +53,10 @@ class Reply:
 
 
 def split_channels(text: str) -> list[Segment]:
-    """Split a rendered conversation, or a reply, into its messages.
+    """Split a rendered conversation, or a reply, decoded with its special tokens, into its messages.
 
     A message without `<|start|>` is the assistant's, as in a reply generated after the prompt `<|start|>assistant`.
-
-    Args:
-        text: a conversation decoded with its special tokens.
-
-    Returns:
-        The messages in order, and what stands between them, such as padding. Joining their `text` gives back the input.
+    Nothing is left out: joined, the `text` of all segments gives back the input.
     """
     segments: list[Segment] = []
     position = 0
@@ -82,12 +77,9 @@ def _first_word(header: str) -> str:
 
 
 def parse_reply(text: str) -> Reply:
-    """Parse what a model generated after the prompt `<|start|>assistant`.
+    """Parse what a model generated after the prompt `<|start|>assistant`, decoded with its special tokens.
 
     Everything after the first answer is ignored: a model may go on talking, to itself or as the user.
-
-    Args:
-        text: the generated tokens decoded with `skip_special_tokens=False`; padding may follow.
     """
     said: dict[str, list[str]] = {"analysis": [], "commentary": [], "final": []}
     complete = False
@@ -108,14 +100,10 @@ def parse_reply(text: str) -> Reply:
 
 
 def pin_date(chat_template: str, date: str) -> str:
-    """Make a chat template write the same date every day.
+    """Make a chat template write the same date, as YYYY-MM-DD, every day.
 
     gpt-oss's template writes today's date into every conversation, so the same row gives other tokens tomorrow. A macro
     named `strftime_now`, put in front of the template, answers instead of the clock. A date pinned before is replaced.
-
-    Args:
-        chat_template: a jinja chat template, such as `tokenizer.chat_template`.
-        date: the date to write, as YYYY-MM-DD.
     """
     # `+%}` keeps the newline that jinja would trim: nothing but the date may change.
     return f"{{% macro strftime_now(format) +%}}{date}{{% endmacro +%}}{_DATE_PIN.sub('', chat_template)}"

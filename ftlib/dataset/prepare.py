@@ -26,12 +26,7 @@ LONGEST_SHOWN = 80
 
 
 def load(profile: Profile, output_dir: Path) -> "tuple[Dataset, Dataset]":
-    """The rows to train on and the rows to measure with, as notebook 2 arrives at them step by step.
-
-    Args:
-        profile: its `data` says where the rows come from and how many are held out.
-        output_dir: where bad rows are kept that the profile drops.
-    """
+    """The rows to train on and the rows to measure with: notebook 2 in one call. Dropped rows go to `output_dir`."""
     from datasets import load_dataset
 
     dataset = load_dataset(**source(profile.data), split="train")
@@ -40,7 +35,7 @@ def load(profile: Profile, output_dir: Path) -> "tuple[Dataset, Dataset]":
 
 
 def source(settings: Data) -> dict[str, Any]:
-    """Arguments of `load_dataset`: the Hub's id and the commit, or the files on this machine.
+    """Arguments of `load_dataset`: the Hub's id and commit, or the files on this machine, which are read here.
 
     Raises:
         FtlibError: a local file is missing or broken: which, at which line, and what to do.
@@ -52,11 +47,7 @@ def source(settings: Data) -> dict[str, Any]:
 
 
 class ReadRow(NamedTuple):
-    """A row as it came, and the same in the published schema, or what is wrong with it.
-
-    `place` is the file's name, or the data set's id, and the row's number: counted from 1 in a file, and as
-    `dataset[number]` counts in a data set from the Hub.
-    """
+    """A row as it came, with its file and number, and the same in the published schema, or what is wrong with it."""
 
     place: tuple[str, int]
     raw: dict[str, Any]
@@ -80,32 +71,27 @@ def check(dataset: "Dataset", settings: Data, max_length: int) -> Checked:
         max_length: tokens that training keeps of a row.
 
     Returns:
-        Two tables: a row for each bad row (file, row, field, found, expected), and a row for each unusual thing (what,
-        rows: how many, where: the first of them, meaning).
-
-    Raises:
-        FtlibError: the columns have no accepted shape, or there are no rows.
+        A row for each bad row (file, row, field, found, expected), and one for each unusual thing (what, rows, where,
+        meaning).
     """
     import pandas as pd
 
     read = list(_read(dataset, settings))
     several = len({row.place[0] for row in read}) > 1
-    found, seen = [], set()
+    places: dict[str, list[str]] = {what: [] for what in UNUSUAL}
+    seen: set[str] = set()
     for (file, number), _, conversation, _ in read:
         if conversation:
             text = json.dumps(conversation, sort_keys=True)
-            place = f"row {number} of {file}" if several else f"row {number}"
-            found += [(what, place) for what in unusual(conversation, max_length, copied=text in seen)]
+            for what in unusual(conversation, max_length, copied=text in seen):
+                places[what].append(f"row {number} of {file}" if several else f"row {number}")
             seen.add(text)
-    table = []
-    for what, meaning in UNUSUAL.items():
-        places = [place for kind, place in found if kind == what]
-        more = ", …" if len(places) > PLACES_SHOWN else ""
-        table += [(what, len(places), ", ".join(places[:PLACES_SHOWN]) + more, meaning)] if places else []
-    return Checked(
-        pd.DataFrame([row.problem for row in read if row.problem], columns=PROBLEM),
-        pd.DataFrame(table, columns=["what", "rows", "where", "meaning"]),
+    found = pd.DataFrame(
+        [(what, len(places[what]), places[what], meaning) for what, meaning in UNUSUAL.items() if places[what]],
+        columns=["what", "rows", "where", "meaning"],
     )
+    found["where"] = [", ".join(rows[:PLACES_SHOWN] + ["…"] * (len(rows) > PLACES_SHOWN)) for rows in found["where"]]
+    return Checked(pd.DataFrame([row.problem for row in read if row.problem], columns=PROBLEM), found)
 
 
 def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Dataset":
@@ -113,12 +99,8 @@ def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Data
 
     Args:
         dataset: rows in one of the accepted shapes; see `shapes.SHAPES`.
-        settings: with `on_bad_row` "drop", bad rows are left out, and kept with the reasons.
-        output_dir: where they are kept, as `dropped_rows.jsonl`.
-
-    Returns:
-        Columns reasoning_language ("" where none is asked for), developer, user, analysis, final and messages, a list
-        of content, role and thinking.
+        settings: where they come from, and what becomes of bad rows.
+        output_dir: where dropped rows are kept with the reasons, as `dropped_rows.jsonl`.
 
     Raises:
         FtlibError: a row is bad and the profile says "stop", or all rows are bad.
@@ -128,7 +110,9 @@ def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Data
     read = list(_read(dataset, settings))
     bad = [row for row in read if row.problem]
     if bad and (settings.on_bad_row == "stop" or len(bad) == len(read)):
-        raise FtlibError(_refusal(bad, settings))
+        told = "{file}, row {row}, {field}: found {found}, expected {expected}; fix it".format(**bad[0].problem or {})
+        told += "" if settings.on_bad_row == "drop" else ', or leave such rows out with data.on_bad_row = "drop"'
+        raise FtlibError(told + (f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""))
     _keep_dropped(bad, output_dir / DROPPED)
     text = Value("string")
     message = {"content": text, "role": text, "thinking": text}
@@ -149,7 +133,7 @@ def _read(dataset: "Dataset", settings: Data) -> Iterator[ReadRow]:
 
 
 def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
-    """The file and number of each row; rows that are only some of the files' are numbered among themselves."""
+    """The file and number of each row: from 1 in a file, and as `dataset[number]` counts otherwise."""
     if settings.is_local:
         _, rows = files.convert(Path(settings.dataset))
         if sum(rows.values()) == len(dataset):
@@ -157,21 +141,13 @@ def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
     return [(settings.shown, number) for number in range(len(dataset))]
 
 
-def _refusal(bad: list[ReadRow], settings: Data) -> str:
-    first = "{file}, row {row}, {field}: found {found}, expected {expected}; fix it".format(**bad[0].problem or {})
-    dropping = "" if settings.on_bad_row == "drop" else ', or leave such rows out with data.on_bad_row = "drop"'
-    others = f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""
-    return f"{first}{dropping}{others}"
-
-
 def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
     """Write the rows that are left out, with the reasons; whole or not at all, since each rank writes them."""
     path.unlink(missing_ok=True)
     if bad:
         unfinished = path.with_suffix(f".{os.getpid()}.part")
-        lines = [
-            json.dumps(row.problem | {"record": row.raw}, ensure_ascii=False, default=str) for row in bad if row.problem
-        ]
+        kept = [{**(row.problem or {}), "record": row.raw} for row in bad]
+        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in kept]
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
@@ -181,8 +157,8 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
 
     Args:
         dataset: rows in the published schema.
-        held_out_share: share of the distinct prompts to keep from training. 0 trains on every row and measures with the
-            120 questions that come with the package, 24 in each of the published data set's five languages.
+        held_out_share: share of the distinct prompts to keep from training; 0 trains on every row and measures with the
+            120 questions that come with the package.
         seed: decides which prompts are held out.
 
     Raises:
@@ -233,11 +209,7 @@ def held_out_questions() -> "Dataset":
 
 
 def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "pd.DataFrame":
-    """How long each conversation is, as rendered by the tokenizer's template, and how long its reasoning is.
-
-    Returns:
-        One row a conversation: language, tokens, reasoning_characters, reasoning_tokens.
-    """
+    """Language and tokens of each conversation, as the template renders it; characters and tokens of its reasoning."""
     import pandas as pd
 
     texts = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in dataset["messages"]]
@@ -252,16 +224,13 @@ def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "
 def cut_rows(
     lengths: "pd.DataFrame", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> "pd.DataFrame":
-    """The rows that training cuts off, the one that loses most first.
+    """The rows that training cuts off, the one that loses most first, with what they lose and how that begins.
 
     Args:
-        lengths: what `token_lengths` gives for the same rows.
+        lengths: the table of `token_lengths` for the same rows and tokenizer.
         rows: conversations in the published schema.
-        tokenizer: as for `token_lengths`.
+        tokenizer: renders them.
         max_length: tokens that training keeps of a row.
-
-    Returns:
-        Index row; columns tokens, tokens_cut and text_cut, the beginning of what is lost.
     """
     cut = lengths.loc[lengths["tokens"] > max_length, ["tokens"]].rename_axis("row")
     cut = cut.sort_values("tokens", ascending=False, kind="stable")

@@ -27,7 +27,6 @@ In every shape, a reply may also begin with its reasoning between `<think>` and 
 """
 
 COLUMNS = SHAPES["published"]
-ROLES = ("system", "developer", "user", "assistant")
 LONGEST_SHOWN = 80
 CHARACTERS_A_TOKEN = 10
 """More than any tokenizer averages: a row with more characters than this for each token loses most of its text."""
@@ -64,14 +63,11 @@ class Turn(NamedTuple):
 
 
 def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Callable[[Row], dict[str, Any]]:
-    """Choose how to read rows with these columns.
+    """A function that converts a row to the published schema, or raises BadRow.
 
     Args:
         column_names: the columns of a data set.
         columns: a profile's `data.columns`: which column holds what, where the names are not those of `SHAPES`.
-
-    Returns:
-        A function that converts a row to the published schema, or raises BadRow.
 
     Raises:
         FtlibError: the columns have no accepted shape, or a column that the profile names does not exist.
@@ -82,35 +78,28 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Ca
             raise FtlibError(f"data.columns names {sorted(columns)}; expected at least prompt and response")
         for role, name in columns.items():
             if name not in names:
-                hint = nearest(name, names)
-                raise FtlibError(f"data.columns.{role} = {name!r}: the data set has no such column; {hint}")
+                told = f"data.columns.{role} = {name!r}: the data set has no such column"
+                raise FtlibError(f"{told}; {nearest(name, names)}")
         return lambda row: _from_columns(row, columns)
     shape = next((shape for shape, needed in SHAPES.items() if set(needed) <= set(names)), None)
-    if shape == "published":
-        return _from_published
-    if shape == "messages":
+    if not shape:
+        raise FtlibError(
+            f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the "
+            'profile: [data] columns = { prompt = "…", response = "…" }'
+        )
+    if "messages" in names:
         return _from_messages
-    if shape:
-        optional = {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
-        return lambda row: _from_columns(row, {"prompt": "prompt", "response": "completion", **optional})
-    raise FtlibError(
-        f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
-        ' [data] columns = { prompt = "…", response = "…" }'
-    )
-
-
-def _from_published(row: Row) -> dict[str, Any]:
-    for column in ("reasoning_language", "user"):
-        _text(row[column], column)
-    for column in ("developer", "analysis", "final"):  # not every conversation has these
-        _text_or_none(row[column], column)
-    conversation = _conversation(_turns(row["messages"], "messages"), None, "")
-    return conversation | {column: row[column] for column in ("reasoning_language", "developer", "user")}
+    optional = {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
+    return lambda row: _from_columns(row, {"prompt": "prompt", "response": "completion", **optional})
 
 
 def _from_messages(row: Row) -> dict[str, Any]:
     turns = _turns(row["messages"], "messages")
-    return _conversation(turns, row.get("reasoning_language"), "reasoning_language")
+    if not set(COLUMNS) <= set(row):
+        return _conversation(turns, row.get("reasoning_language"), "reasoning_language")
+    texts = {column: _text(row[column], column) for column in ("reasoning_language", "user")}
+    developer = _text_or_none(row["developer"], "developer") or ""  # not every conversation has instructions
+    return _conversation(turns, None, "") | texts | {"developer": developer}
 
 
 def _from_columns(row: Row, columns: Mapping[ColumnRole, str]) -> dict[str, Any]:
@@ -137,12 +126,12 @@ def _turns(messages: Any, field: str) -> list[Turn]:
     turns = []
     for number, message in enumerate(messages):
         place = f"{field}[{number}]"
-        unread = {name: value for name, value in message.items() if name not in ("role", "content", "thinking")}
-        for name, value in unread.items():
-            if isinstance(value, (str, list, Mapping)) and value and not _is_empty(value):  # text that would be lost
+        role, content, thinking = (message.get(name) for name in ("role", "content", "thinking"))
+        for name, value in message.items():
+            is_read = name in ("role", "content", "thinking") or not isinstance(value, (str, list, Mapping))
+            if not is_read and value and not _is_empty(value):  # its text would be lost
                 raise BadRow(f"{place}.{name}", _shown(value), "role, content and thinking alone")
-        values = (message.get(name) for name in ("role", "content", "thinking"))
-        turns.append(Turn(*values, f"{place}.content", f"{place}.thinking"))
+        turns.append(Turn(role, content, thinking, f"{place}.content", f"{place}.thinking"))
     return turns
 
 
@@ -174,10 +163,9 @@ def _check_roles(turns: list[Turn]) -> None:
     """The template accepts no other order."""
     roles = [turn.role for turn in turns]
     field = turns[0].field.partition("[")[0]
-    unknown = [role for role in roles if role not in ROLES]
-    if unknown:
+    if unknown := [role for role in roles if role not in ("system", "developer", "user", "assistant")]:
         raise BadRow(field, f"the role {_shown(unknown[0])}", "system, user and assistant")
-    spoken = roles[1:] if roles[0] in ("system", "developer") else roles
+    spoken = roles[roles[0] in ("system", "developer") :]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise BadRow(field, f"roles {_shown(roles)}", "system (or none), then user and assistant in turn")
 
@@ -208,16 +196,7 @@ def _without_think_tags(content: str, thinking: str | None, field: str) -> tuple
 
 
 def unusual(row: Row, max_length: int, copied: bool) -> list[str]:
-    """What is unusual about a row that is trained on.
-
-    Args:
-        row: in the published schema, as `reader` converts it.
-        max_length: tokens that training keeps of a row.
-        copied: whether an earlier row says the same.
-
-    Returns:
-        Keys of `UNUSUAL`; none for an ordinary row.
-    """
+    """The keys of `UNUSUAL` that apply to a row in the published schema; `copied`: an earlier row says the same."""
     replies = [message for message in row["messages"] if message["role"] == "assistant"]
     texts = [text for message in row["messages"] for text in (message["content"], message["thinking"]) if text]
     replied = " ".join(f"{reply['thinking']} {reply['content']}" for reply in replies)

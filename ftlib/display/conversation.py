@@ -41,17 +41,13 @@ _MARKER_RUN = re.compile(rf"(?P<marker>{_ESCAPED_MARKER})(?P=marker)*")
 
 
 def show_conversation(text: str) -> HTML:
-    """Show a conversation, one block a message, coloured by role and channel, its markers faint.
-
-    Args:
-        text: a conversation decoded with its special tokens.
-    """
+    """Show a conversation, decoded with its special tokens, one block a message, coloured by role and channel."""
     blocks, legend = [], {}
     for segment in split_channels(text):
         kind = " · ".join(filter(None, (segment.role, segment.channel))) or "outside any message"
         legend[kind] = _COLOURS.get(kind, _OTHER_COLOUR)
         blocks.append(f'<pre style="{_BLOCK};background-color:{legend[kind]}">{_faint(segment.text)}</pre>')
-    return _as_html(_legend(legend) + "".join(blocks))
+    return HTML(_legend(legend) + "".join(blocks))  # type: ignore[no-untyped-call]
 
 
 def _faint(text: str) -> str:
@@ -70,9 +66,6 @@ def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
     Args:
         tokens: the text of each token, such as `[tokenizer.decode(i) for i in input_ids]`.
         labels: the label of each token; -100 where it is not trained on.
-
-    Raises:
-        FtlibError: there is not one label for each token.
     """
     if len(tokens) != len(labels):
         raise FtlibError(
@@ -83,7 +76,8 @@ def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
     share = f" ({sum(trained) / len(trained):.0%})" if trained else ""
     summary = f"<div><b>{sum(trained)} of {len(trained)} tokens are trained on{share}</b></div>"
     legend = _legend({"trained on": _TRAINED[0], "not trained on": _UNTRAINED[0]})
-    return _as_html(f'{summary}{legend}<pre style="{_BLOCK}">{"".join(_token_spans(tokens, trained))}</pre>')
+    body = f'<pre style="{_BLOCK}">{"".join(_token_spans(tokens, trained))}</pre>'
+    return HTML(summary + legend + body)  # type: ignore[no-untyped-call]
 
 
 def _token_spans(tokens: Sequence[str], trained: Sequence[bool]) -> Iterator[str]:
@@ -105,7 +99,3 @@ def _legend(colours: Mapping[str, str]) -> str:
     style = "padding:2px 8px;border-radius:4px;background-color"
     chips = (f'<span style="{style}:{colour}">{html.escape(name)}</span>' for name, colour in colours.items())
     return f'<div style="margin:4px 0;line-height:2">{" ".join(chips)}</div>'
-
-
-def _as_html(markup: str) -> HTML:
-    return HTML(markup)  # type: ignore[no-untyped-call]

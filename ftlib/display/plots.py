@@ -16,14 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ftlib.errors import FtlibError
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart.
 LANGUAGE_COLOURS = {"English": "#0072B2", "Spanish": "#D55E00", "French": "#009E73"}
 LANGUAGE_COLOURS |= {"Italian": "#CC79A7", "German": "#E69F00"}
-OTHER_LANGUAGE_COLOUR = "#56B4E9"
 BEFORE, AFTER = "#AEB5BD", "#5B3A9B"
 _INK, _RULE = "#24292F", "#D0D7DE"
 _FILL = {BEFORE: "#EDEFF2", AFTER: "#E4DCF5"}
@@ -38,15 +37,8 @@ _NOTEBOOKS = (
     ("04_train_lora", "What does the adapter\nchange and cost?", "an adapter"),
     ("05_push_and_infer", "Did it work, and how\ndo others use it?", "an adapter on the\nHub, agreement after"),
 )
-_LORA_ARROWS = (
-    ((0.41, 1.71), (1.3, 2.45)),
-    ((2.6, 2.45), (5.18, 1.69)),
-    ((0.41, 1.39), (1.3, 0.7)),
-    ((2.6, 0.7), (3.2, 0.7)),
-    ((3.44, 0.7), (4.0, 0.7)),
-    ((4.95, 0.85), (5.22, 1.37)),
-    ((5.57, 1.55), (5.98, 1.55)),
-)
+_LORA_STARTS = ((0.41, 1.71), (2.6, 2.45), (0.41, 1.39), (2.6, 0.7), (3.44, 0.7), (4.95, 0.85), (5.57, 1.55))
+_LORA_ENDS = ((1.3, 2.45), (5.18, 1.69), (1.3, 0.7), (3.2, 0.7), (4.0, 0.7), (5.22, 1.37), (5.98, 1.55))
 _CURVES = {"loss": "loss", "mean_token_accuracy": "token accuracy", "learning_rate": "learning rate"}
 _COUNTS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1.0, ""))
 _BYTES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B"))
@@ -81,18 +73,13 @@ def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
     _box(ax, 3.2, 0.05, 0.24, 1.3, AFTER, "B")
     _write(ax, 3.32, 1.56, f"{hidden:,} × {r}\nstarts at zero")
     _box(ax, 4.0, 0.42, 0.95, 0.56, AFTER, f"× α / r\n{alpha} / {r} = {alpha / r:g}")
-    for start, end in _LORA_ARROWS:
+    for start, end in zip(_LORA_STARTS, _LORA_ENDS, strict=True):
         _arrow(ax, start, end)
     return ax
 
 
 def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
-    """Draw how long the conversations are and where `max_length` cuts them; the last bar holds all that are far longer.
-
-    Args:
-        lengths: tokens in each conversation.
-        max_length: tokens that training keeps of a conversation.
-    """
+    """Draw how many tokens the conversations have, and how many of these `max_length` keeps; the last bar is open."""
     ax = _axes()
     longer = sum(length > max_length for length in lengths) / len(lengths)
     # One enormous conversation would squeeze all others into the first bar.
@@ -108,36 +95,29 @@ def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     )
     ax.set_xlim(left=0)
     ax.margins(y=0.3)  # room for the legend
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     return ax
 
 
 def tokens_per_character(frame: pd.DataFrame) -> Axes:
-    """Draw what a character of reasoning costs in each language, in the median conversation.
+    """Draw what a character of reasoning costs in each language, in the median row that reasons.
 
     Args:
-        frame: columns language, reasoning_tokens and reasoning_characters, as `prepare.token_lengths` gives them; rows
-            without reasoning are left out.
+        frame: the table of `prepare.token_lengths`.
     """
     frame = frame[frame["reasoning_characters"] > 0].replace({"language": {"": "not named"}})
     costs = (frame["reasoning_tokens"] / frame["reasoning_characters"]).groupby(frame["language"]).median()
     names = _in_order(costs.index)
-    colours = [LANGUAGE_COLOURS.get(name, OTHER_LANGUAGE_COLOUR) for name in names]
-    labels = [f"{costs[name]:.2f}" for name in names]
-    ax = _horizontal_bars(names, [costs[name] for name in names], labels, colours)
+    colours = [LANGUAGE_COLOURS.get(name, "#56B4E9") for name in names]
+    ax = _horizontal_bars(names, list(costs[names]), [f"{costs[name]:.2f}" for name in names], colours)
     if not names:
-        _note(ax, "no row has reasoning")
+        _write(ax, 0.5, 0.5, "no row has reasoning", transform=ax.transAxes)
     ax.set(title="Does reasoning cost the same in every language?", xlabel="tokens per character of reasoning")
     return ax
 
 
 def parameter_blocks(frame: pd.DataFrame) -> Axes:
-    """Draw where the model's parameters are, the largest block on top.
-
-    Args:
-        frame: columns block and parameters, one row a block, as `adapters.parameter_table` gives it.
-    """
+    """Draw where the model's parameters are, by the table of `adapters.parameter_table`."""
     ordered = frame.sort_values("parameters", ascending=False)
     counts = [int(count) for count in ordered["parameters"]]
     labels = [f"{_amount(count, _COUNTS)} ({_percent(count / sum(counts))})" for count in counts]
@@ -147,12 +127,7 @@ def parameter_blocks(frame: pd.DataFrame) -> Axes:
 
 
 def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
-    """Draw the adapter's size on disk beside the base model's, to scale.
-
-    Args:
-        base_bytes: bytes of the base model's weight files.
-        adapter_bytes: bytes of the adapter's.
-    """
+    """Draw the bytes of the adapter's weights beside those of the base model, to scale."""
     # On a logarithmic scale, a thousandth would look like three quarters. The truth is a bar too thin to see.
     share = f"{_percent(adapter_bytes / base_bytes)} of the base"
     labels = [_amount(base_bytes, _BYTES), f"{_amount(adapter_bytes, _BYTES)} ({share})"]
@@ -163,11 +138,10 @@ def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
 
 
 def recipes(frame: pd.DataFrame) -> Axes:
-    """Draw how many rows a second each recipe trains, and how much memory it takes for that.
+    """Draw how many rows a second each recipe trains, and how much memory it takes, compared with the first.
 
     Args:
-        frame: columns recipe, samples_per_second, slowest, fastest and peak_bytes_above_weights, one row a recipe; the
-            first is what the others are compared with.
+        frame: columns recipe, samples_per_second, slowest, fastest and peak_bytes_above_weights, one row a recipe.
     """
     speed = frame["samples_per_second"]
     memory = [_amount(size, _BYTES) for size in frame["peak_bytes_above_weights"]]
@@ -180,40 +154,23 @@ def recipes(frame: pd.DataFrame) -> Axes:
 
 
 def memory(items: Mapping[str, float], capacity: float) -> Axes:
-    """Draw what takes memory, item by item from left to right; what does not fit is hatched.
-
-    Args:
-        items: bytes by item, as `planner.Plan.items` has them.
-        capacity: bytes that one GPU, or the machine, has.
-    """
+    """Draw what takes memory, in bytes, from left to right, and the capacity; what does not fit is hatched."""
     sizes = list(items.values())
     ends = list(accumulate(sizes))
-    placing = {
-        "left": [end - size for end, size in zip(ends, sizes, strict=True)],
-        "hatch": ["///" if end > capacity else "" for end in ends],
-    }
+    total = f"{_amount(ends[-1], _BYTES)} of {_amount(capacity, _BYTES)}"
     colours = [BEFORE] + [AFTER] * (len(sizes) - 1)
     labels = [_amount(size, _BYTES) for size in sizes]
-    ax = _horizontal_bars(list(items), sizes, labels, colours, height=3.2, units=_BYTES, **placing)
+    starts = [end - size for end, size in zip(ends, sizes, strict=True)]
+    hatches = ["///" if end > capacity else "" for end in ends]
+    ax = _horizontal_bars(list(items), sizes, labels, colours, 3.2, _BYTES, left=starts, hatch=hatches)
     if capacity < 3 * ends[-1]:  # further away, the line would squeeze the bars to nothing
         ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
-    total = f"{_amount(ends[-1], _BYTES)} of {_amount(capacity, _BYTES)}"
     ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up")
     return ax
 
 
 def training_curves(log_history: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.object_]:
-    """Draw loss, token accuracy and learning rate by optimizer step.
-
-    Args:
-        log_history: `trainer.state.log_history`; entries without a loss, such as the closing summary, are left out.
-
-    Returns:
-        The three axes, shape (3,).
-
-    Raises:
-        FtlibError: no step was logged.
-    """
+    """Draw loss, token accuracy and learning rate by step, on three axes, from `trainer.state.log_history`."""
     steps = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["step", *_CURVES])
     if steps.empty:
         raise FtlibError(f"found no loss in {len(log_history)} log entries; run `trainer.train()` first")
@@ -232,12 +189,11 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     """Draw how often the reasoning uses the language asked for, before and after training, with 95% intervals.
 
     Args:
-        before: columns language, questions, agreement, low and high (shares from 0 to 1), as `evaluation.by_language`
-            gives them; languages that were not measured are left out.
+        before: the table of `evaluation.by_language`; languages that were not measured are left out.
         after: the same after training; None to draw the baseline alone.
 
     Raises:
-        FtlibError: `before` and `after` do not name the same languages.
+        FtlibError: the two tables do not name the same languages.
     """
     tables = [_measured(table) for table in (before, after) if table is not None]
     names, *others = (_in_order(table.index) for table in tables)
@@ -245,7 +201,8 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
         raise FtlibError(f"found {others[0]} in `after` and {names} in `before`; measure the same languages")
     ax = _axes(width=max(6.2, 1.1 * len(names)))
     if not names:
-        _note(ax, "no row asks for a reasoning language\nthat can be identified")
+        note = "no row asks for a reasoning language\nthat can be identified"
+        _write(ax, 0.5, 0.5, note, transform=ax.transAxes)
     width = 0.8 / len(tables)
     for number, table in enumerate(tables if names else []):
         agreed, low, high = (100 * table.loc[names, column].to_numpy() for column in ("agreement", "low", "high"))
@@ -314,10 +271,6 @@ def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colo
 
 def _write(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
     ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": _SMALL, "color": _INK, **style})
-
-
-def _note(ax: Axes, text: str) -> None:
-    _write(ax, 0.5, 0.5, text, transform=ax.transAxes)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

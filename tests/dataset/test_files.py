@@ -99,11 +99,10 @@ def test_a_broken_file_is_named_with_its_place(case: str, write: Write) -> None:
 
 
 def test_what_is_not_there_or_no_data_file_is_told(write: Write, place: Path) -> None:
-    assert refusal(place) == (
-        "data.dataset somebodys-own/: no data file is in it; expected .jsonl, .json, .csv, .parquet"
-    )
+    kinds = "expected one kind of .jsonl, .json, .csv, .parquet"
+    assert refusal(place) == f"data.dataset somebodys-own: found no data files, {kinds}"
     assert refusal(place / "own.csv").endswith("no such file or folder; no data file is in that folder")
-    assert refusal(write("own.txt", "")).endswith("own.txt: expected a file that ends in .jsonl, .json, .csv, .parquet")
+    assert refusal(write("own.txt", "")) == f"data.dataset own.txt: found no data files, {kinds}"
     write("questions.jsonl", jsonl(ROWS))
     told = refusal(place / "question.jsonl")
     assert told == "data.dataset question.jsonl: no such file or folder; did you mean 'questions.jsonl'?"
@@ -119,7 +118,7 @@ def test_a_folder_of_unlike_files_is_refused(write: Write, place: Path) -> None:
         "expected the same in all files of the folder"
     )
     other.rename(place / "b.csv")
-    assert refusal(place) == "data.dataset somebodys-own/: found .csv and .jsonl files; expected one kind in a folder"
+    assert refusal(place).startswith("data.dataset somebodys-own: found .csv and .jsonl files, expected one kind of")
 
 
 GOOD: dict[str, tuple[str, str | bytes]] = {
