@@ -33,7 +33,7 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
     paths = _find(place)
     try:
         return _convert(tuple(paths), tuple(path.stat().st_mtime_ns for path in paths))
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise FtlibError(f"{place.name} is not UTF-8 text ({error.reason}); save it again in that encoding") from None
     except OSError as error:
         raise FtlibError(f"{place.name} cannot be read ({error.strerror}); check its permissions") from None

@@ -234,7 +234,8 @@ def cut_rows(
     """
     cut = lengths.loc[lengths["tokens"] > max_length, ["tokens"]].rename_axis("row")
     cut = cut.sort_values("tokens", ascending=False, kind="stable")
-    tokens = [tokenizer.apply_chat_template(rows[row]["messages"])["input_ids"] for row in cut.index.tolist()]
+    texts = [str(tokenizer.apply_chat_template(rows[row]["messages"], tokenize=False)) for row in cut.index.tolist()]
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     lost = [str(tokenizer.decode(ids[max_length:])) for ids in tokens]
     shown = [text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…" for text in lost]
     return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=shown)

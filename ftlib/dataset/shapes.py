@@ -89,8 +89,9 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Ca
         )
     if "messages" in names:
         return _from_messages
-    optional = {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
-    return lambda row: _from_columns(row, {"prompt": "prompt", "response": "completion", **optional})
+    named: dict[ColumnRole, str] = {"prompt": "prompt", "response": "completion"}
+    named |= {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
+    return lambda row: _from_columns(row, named)
 
 
 def _from_messages(row: Row) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def recipes(frame: pd.DataFrame) -> Axes:
     speed = frame["samples_per_second"]
     memory = [_amount(size, _BYTES) for size in frame["peak_bytes_above_weights"]]
     labels = [f"{ratio:.1f} ×, {size}" for ratio, size in zip(speed / speed.iloc[0], memory, strict=True)]
-    spread = {"xerr": [speed - frame["slowest"], frame["fastest"] - speed], "error_kw": _INTERVAL}
+    spread: dict[str, Any] = {"xerr": [speed - frame["slowest"], frame["fastest"] - speed], "error_kw": _INTERVAL}
     colours = [BEFORE] + [AFTER] * (len(frame) - 1)
     ax = _horizontal_bars(list(frame["recipe"]), list(speed), labels, colours, height=1.2 + 0.45 * len(frame), **spread)
     ax.set(title="How fast is a recipe, and what does it hold?", xlabel="rows a second, and memory above the weights")
@@ -207,8 +207,8 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     for number, table in enumerate(tables if names else []):
         agreed, low, high = (100 * table.loc[names, column].to_numpy() for column in ("agreement", "low", "high"))
         places = np.arange(len(names)) + (number - (len(tables) - 1) / 2) * width
-        style = {"label": ("before", "after")[number], "color": (BEFORE, AFTER)[number], "error_kw": _INTERVAL}
-        bars = ax.bar(places, agreed, 0.94 * width, yerr=[agreed - low, high - agreed], **style)
+        style: dict[str, Any] = {"label": ("before", "after")[number], "color": (BEFORE, AFTER)[number]}
+        bars = ax.bar(places, agreed, 0.94 * width, yerr=[agreed - low, high - agreed], error_kw=_INTERVAL, **style)
         _label_bars(ax, bars, [f"{share:.0f}%" for share in agreed])
     if names and others:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
@@ -264,8 +264,8 @@ def _canvas(width: float, height: float) -> Axes:
 
 
 def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, text: str) -> None:
-    style = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": _FILL[colour], "edgecolor": colour}
-    ax.add_patch(FancyBboxPatch((left, bottom), width, height, **style))
+    style: dict[str, Any] = {"facecolor": _FILL[colour], "edgecolor": colour}
+    ax.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.06", **style))
     _write(ax, left + width / 2, bottom + height / 2, text)
 
 
