@@ -88,25 +88,21 @@ def test_the_shipped_rows_are_in_the_schema_and_stay_as_they_are(
 
 
 def test_unusual_rows_are_trained_on_and_noted(own: Callable[..., Any], tmp_path: Path) -> None:
-    lines = [published(number, f"answer {number}") for number in range(1000)]
-    lines[93], lines[512] = published(93), published(512, "more " * 13_560)
-    lines[700], lines[850] = lines[7], published(850, "Write <think> first.")
+    lines = [published(number, f"answer {number}") for number in range(100)]
+    lines[3], lines[51] = published(3), published(51, "more " * 13_560)
+    lines[70], lines[85] = lines[7], published(85, "Write <think> first.")
+    lines += lines[10:16]
     here, rows = own(rows=lines)
     found = prepare.check(rows, here, 216)
     assert found.problems.empty
     assert found.unusual[["what", "rows", "where"]].to_numpy().tolist() == [
-        ["an empty answer", 1, "row 94"],
-        ["a copy", 1, "row 701"],
-        ["<think> inside a text", 1, "row 851"],
-        ["an enormous row", 1, "row 513"],
+        ["an empty answer", 1, "row 4"],
+        ["a copy", 7, "row 71, row 101, row 102, row 103, row 104, …"],
+        ["<think> inside a text", 1, "row 86"],
+        ["an enormous row", 1, "row 52"],
     ]
     train, _ = prepare.split(prepare.conversations(rows, here, tmp_path), 0, seed=0)
     assert list(train) == lines
-
-
-def test_of_many_unusual_rows_the_first_are_named(settings: Data) -> None:
-    found = prepare.check(rows_of(*(published(number) for number in range(7))), settings, 216)
-    assert found.unusual[["rows", "where"]].to_numpy().tolist() == [[7, "row 0, row 1, row 2, row 3, row 4, …"]]
 
 
 def test_the_same_conversation_written_differently_is_a_copy(settings: Data) -> None:
@@ -231,9 +227,6 @@ def test_lengths_are_those_that_training_sees(sample: Dataset, tokenizer: PreTra
         assert language == row["reasoning_language"]
         assert tokens == len(tokenizer.apply_chat_template(row["messages"])["input_ids"])
         assert characters == len(row["analysis"])
-        assert (
-            tokenizer(row["analysis"], add_special_tokens=False)["input_ids"] == tokenizer(row["analysis"])["input_ids"]
-        )
         assert reasoning == len(tokenizer(row["analysis"])["input_ids"])
 
 
@@ -286,9 +279,8 @@ def batch(
     tmp_path: Path,
 ) -> Callable[[bool], list[tuple[list[int], list[int]]]]:
     """The tokens and labels of all mixes, as notebook 4's trainer batches them, over a model of next to nothing."""
-    few = ("hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads")
-    ones = dict.fromkeys(("num_hidden_layers", "num_local_experts", "num_experts_per_tok"), 1)
-    shape = dict.fromkeys(few[:3], 8) | dict.fromkeys(few[3:], 1) | ones
+    counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
+    shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
     training_tokenizer = copy.deepcopy(tokenizer)
     training_tokenizer.chat_template = pin_date(get_training_chat_template(shipped_tokenizer), "2025-08-05")
     rows = prepare.conversations(rows_of(*({"messages": said} for said in MIXES.values())), settings, tmp_path)

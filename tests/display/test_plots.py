@@ -109,11 +109,6 @@ def test_no_text_is_cut_off_overlaps_or_is_too_small(name: str) -> None:
         assert not overlapping, f"{shown!r} overlaps {overlapping}"
 
 
-def test_the_map_names_the_notebooks_in_order() -> None:
-    names = [text for text in texts(plots.notebook_map()) if text[:2].isdigit()]
-    assert names == ["01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer"]
-
-
 def test_the_lora_picture_carries_its_numbers() -> None:
     ax = plots.lora_diagram(r=4, alpha=6, hidden=128)
     assert ax.get_title() == "A rank of 4 trains 1,024 numbers beside 16,384 frozen ones (6.25%)"
