@@ -273,10 +273,7 @@ MIXES = {
 
 @pytest.fixture
 def batch(
-    tokenizer: PreTrainedTokenizerFast,
-    shipped_tokenizer: PreTrainedTokenizerFast,
-    settings: Data,
-    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast, settings: Data, tmp_path: Path
 ) -> Callable[[bool], list[tuple[list[int], list[int]]]]:
     """The tokens and labels of all mixes, as notebook 4's trainer batches them, over a model of next to nothing."""
     counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
@@ -286,21 +283,13 @@ def batch(
     rows = prepare.conversations(rows_of(*({"messages": said} for said in MIXES.values())), settings, tmp_path)
 
     def build(assistant_only_loss: bool) -> list[tuple[list[int], list[int]]]:
-        arguments = SFTConfig(
-            output_dir=str(tmp_path / "trainer"),
-            max_length=400,
-            assistant_only_loss=assistant_only_loss,
-            router_aux_loss_coef=0.0,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
+        plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}
+        arguments = SFTConfig(str(tmp_path), max_length=400, assistant_only_loss=assistant_only_loss, **plain)
+        model, messages = (
+            GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape)),
+            rows.select_columns("messages"),
         )
-        trainer = SFTTrainer(
-            model=GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape)),
-            args=arguments,
-            train_dataset=rows.select_columns("messages"),
-            processing_class=training_tokenizer,
-        )
+        trainer = SFTTrainer(model, arguments, train_dataset=messages, processing_class=training_tokenizer)
         padded = trainer.data_collator(list(trainer.train_dataset))
         return list(zip(padded["input_ids"].tolist(), padded["labels"].tolist(), strict=True))
 
@@ -317,9 +306,6 @@ def test_with_the_mask_only_what_the_assistant_says_is_trained_on(
         earlier = "<|start|>assistant<|channel|>final<|message|>Paris.<|end|>" if len(said) > 3 else ""
         trained = tokenizer.decode([token for token, label in zip(tokens, labels, strict=True) if label != IGNORED])
         assert trained == earlier + (analysis if reply["thinking"] else "") + final, "no empty analysis"
-        untrained = tokenizer.decode([token for token, label in zip(tokens, labels, strict=True) if label == IGNORED])
-        assert "Be brief." in untrained
-        assert "Capital of France?" in untrained
 
 
 def test_without_the_mask_everything_but_padding_is_trained_on(

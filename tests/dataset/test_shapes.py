@@ -46,6 +46,7 @@ UNREASONED = published("Spanish", "Be brief.", "", f"{SPANISH}\n\nBe brief.")
 TAGGED = f"\n<think>\n{THOUGHT}\n</think>\n\n{ANSWERED}"
 TAUGHT = "Write <think>, then </think>."
 TOLD_BY_DEVELOPER = [said("developer", f"{SPANISH}\n\nBe brief."), said("user", ASKED), said("assistant", TAGGED)]
+LOWER = UNREASONED | {"reasoning_language": "spanish"}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
     "published": (WHOLE | {"source": "mine"}, {}, WHOLE),
     "published, empty answer": (UNANSWERED | {"final": None}, {}, UNANSWERED),
@@ -57,21 +58,13 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
     "messages with empty <think>": (exchange(f"<think>\n\n</think>{ANSWERED}"), {}, published()),
     "messages with <think> alone": (exchange(f"<think>{THOUGHT}</think>\n"), {}, published("", "", THOUGHT, final="")),
     "an answer about <think>": (exchange(TAUGHT), {}, published(final=TAUGHT)),
-    "<think>, and an answer about it": (
-        exchange(f"<think>{THOUGHT}</think>{TAUGHT}"),
-        {},
-        published(analysis=THOUGHT, final=TAUGHT),
-    ),
-    "messages and a language": (
+    "an answer after and about it": (exchange(f"<think>a</think>{TAUGHT}"), {}, published("", "", "a", final=TAUGHT)),
+    "a language beside": (
         exchange(system="Be brief.", thinking=THOUGHT) | {"reasoning_language": " Spanish "},
         {},
         WHOLE,
     ),
-    "messages and their language twice": (
-        exchange(system=f"{SPANISH}\n\nBe brief.", thinking=THOUGHT) | {"reasoning_language": "Spanish"},
-        {},
-        WHOLE,
-    ),
+    "a language twice": ({"reasoning_language": "spanish", "messages": UNREASONED["messages"]}, {}, LOWER),
     "prompt and completion": ({"prompt": ASKED, "completion": ANSWERED}, {}, published()),
     "prompt and completion with all beside them": (
         {"system": "Be brief.", "prompt": ASKED, "thinking": THOUGHT, "completion": ANSWERED}
