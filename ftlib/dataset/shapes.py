@@ -1,41 +1,35 @@
-"""Rows of every accepted shape, read as conversations in the published schema; what is bad or unusual is named.
+"""The accepted shapes of a row, and how each becomes a conversation in the published schema.
 
-Accepted are the published schema itself; `messages` alone, with or without `thinking`, or with `<think>…</think>` in a
-reply; `prompt` and `completion`, as texts or lists of messages; and other columns that a profile names in
-`data.columns`.
-
-A bad row cannot be trained on. An unusual one can, and is: the published data set has some, and its recipe trained on
-every row.
+A bad row cannot be trained on. An unusual one can: the published data set has some, and the blog post trained on them.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftlib.dataset.harmony import MARKERS
 from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import ColumnRole
 
-COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final", "messages")
-"""The published schema."""
+SHAPES = {
+    "published": ("reasoning_language", "developer", "user", "analysis", "final", "messages"),
+    "messages": ("messages",),
+    "prompt and completion": ("prompt", "completion"),
+}
+"""The accepted shapes, by the columns that each needs; the first that fits a data set is taken.
 
-TEXT_COLUMNS = ("reasoning_language", "user")
-"""Its columns that must hold text."""
+- published: the schema of HuggingFaceH4/Multilingual-Thinking, which every other shape is converted to.
+- messages: a list of `role`, `content` and, where there is reasoning, `thinking`. Optional column: reasoning_language.
+- prompt and completion: texts, or lists of messages. Optional columns: system, thinking, reasoning_language.
 
-OPTIONAL_COLUMNS = ("developer", "analysis", "final")
-"""Its columns that may be empty: not every conversation has instructions, and `messages` decides about the reply."""
+A data set with other column names has the third shape once the profile says which is which, in `data.columns`.
+In every shape, a reply may also begin with its reasoning between `<think>` and `</think>`.
+"""
 
-KNOWN_COLUMNS = ("messages", "prompt", "completion")
-"""The columns of the other accepted shapes."""
-
-SYSTEM_ROLES = ("system", "developer")
-ROLES = ("user", "assistant", *SYSTEM_ROLES)
+COLUMNS = SHAPES["published"]
 LONGEST_SHOWN = 80
-
 CHARACTERS_A_TOKEN = 10
-"""More than any tokenizer packs into a token on average: a longer row loses most of its text, whatever its language."""
+"""More than any tokenizer averages: a row with more characters than this for each token loses most of its text."""
 
 UNUSUAL = {
     "an empty answer": "The reply reasons, but does not answer.",
@@ -48,29 +42,18 @@ UNUSUAL = {
 
 _LANGUAGE = re.compile(r"^\s*reasoning language:[ \t]*(\S.*?)\s*$\n*", re.IGNORECASE | re.MULTILINE)
 _THINK_TAG = re.compile(r"</?think>")
-# Between two tags that belong together there is no other, and none follows at once.
+# One pair of tags with no other between them, and none right after.
 _THOUGHT = re.compile(r"\s*<think>((?:(?!<think>).)*?)</think>(?!\s*</?think>)\s*(.*)", re.DOTALL)
 
 Row = Mapping[str, Any]
 
 
 class BadRow(Exception):
-    """A row that cannot be trained on.
-
-    Args:
-        field: where in the row.
-        found: what is there.
-        expected: what should be.
-    """
-
-    def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(field, found, expected)
-        self.field, self.found, self.expected = field, found, expected
+    """A row that cannot be trained on. Its arguments: the field, what was found there, what was expected."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One message as it was read, not checked yet, with the names of the fields that it came from."""
+class Turn(NamedTuple):
+    """A message before it is checked, and the fields it came from."""
 
     role: Any
     content: Any
@@ -80,141 +63,95 @@ class Turn:
 
 
 def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Callable[[Row], dict[str, Any]]:
-    """How rows with these columns are read.
+    """A function that converts a row to the published schema, or raises BadRow.
 
     Args:
         column_names: the columns of a data set.
-        columns: what they hold where they are named otherwise, as a profile's `data.columns` has it.
-
-    Returns:
-        A function from a row to the same in the published schema, which raises BadRow.
+        columns: a profile's `data.columns`: which column holds what, where the names are not those of `SHAPES`.
 
     Raises:
-        FtlibError: the columns have none of the accepted shapes, or one that the profile names is not there.
+        FtlibError: the columns have no accepted shape, or a column that the profile names does not exist.
     """
     names = list(column_names)
     if columns:
-        _check_mapping(names, columns)
+        if not {"prompt", "response"} <= set(columns):
+            raise FtlibError(f"data.columns names {sorted(columns)}; expected at least prompt and response")
+        for role, name in columns.items():
+            if name not in names:
+                told = f"data.columns.{role} = {name!r}: the data set has no such column"
+                raise FtlibError(f"{told}; {nearest(name, names)}")
         return lambda row: _from_columns(row, columns)
-    if set(COLUMNS) <= set(names):
-        return _from_published
+    shape = next((shape for shape, needed in SHAPES.items() if set(needed) <= set(names)), None)
+    if not shape:
+        raise FtlibError(
+            f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the "
+            'profile: [data] columns = { prompt = "…", response = "…" }'
+        )
     if "messages" in names:
         return _from_messages
-    if {"prompt", "completion"} <= set(names):
-        return _from_prompt
-    meant = [(name, close) for name in names for close in get_close_matches(name.lower(), KNOWN_COLUMNS, n=1)]
-    hints = "".join(f"; is {name!r} meant to be {close!r}?" for name, close in meant if name != close)
-    raise FtlibError(
-        f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
-        f' [data] columns = {{ prompt = "…", response = "…" }}{hints}'
-    )
-
-
-def columns_read(columns: Mapping[ColumnRole, str]) -> set[str]:
-    """Names of the columns that `reader` looks at, where they are there."""
-    return set(columns.values()) or {*COLUMNS, *KNOWN_COLUMNS, "thinking"}
-
-
-def _check_mapping(names: list[str], columns: Mapping[ColumnRole, str]) -> None:
-    if not {"prompt", "response"} <= set(columns):
-        raise FtlibError(
-            f"data.columns names {sorted(columns)}; expected at least prompt and response; add what is missing"
-        )
-    for role, name in columns.items():
-        if name not in names:
-            raise FtlibError(f"data.columns.{role} = {name!r}: the data set has no such column; {nearest(name, names)}")
-
-
-def _from_published(row: Row) -> dict[str, Any]:
-    for column in TEXT_COLUMNS:
-        _text(row[column], column)
-    for column in OPTIONAL_COLUMNS:
-        _text_or_none(row[column], column)
-    conversation = _conversation(_turns(row["messages"], "messages"), None, "")
-    return conversation | {column: row[column] for column in (*TEXT_COLUMNS, "developer")}
+    named: dict[ColumnRole, str] = {"prompt": "prompt", "response": "completion"}
+    named |= {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
+    return lambda row: _from_columns(row, named)
 
 
 def _from_messages(row: Row) -> dict[str, Any]:
     turns = _turns(row["messages"], "messages")
-    return _conversation(turns, row.get("reasoning_language"), "reasoning_language")
-
-
-def _from_prompt(row: Row) -> dict[str, Any]:
-    prompt, completion = row["prompt"], row["completion"]
-    asked = _turns(prompt, "prompt") if isinstance(prompt, list) else [Turn("user", prompt, None, "prompt", "prompt")]
-    told = (
-        _turns(completion, "completion")
-        if isinstance(completion, list)
-        else [Turn("assistant", completion, row.get("thinking"), "completion", "thinking")]
-    )
-    return _conversation([*asked, *told], row.get("reasoning_language"), "reasoning_language")
+    if not set(COLUMNS) <= set(row):
+        return _conversation(turns, row.get("reasoning_language"), "reasoning_language")
+    texts = {column: _text(row[column], column) for column in ("reasoning_language", "user")}
+    developer = _text_or_none(row["developer"], "developer") or ""  # not every conversation has instructions
+    return _conversation(turns, None, "") | texts | {"developer": developer}
 
 
 def _from_columns(row: Row, columns: Mapping[ColumnRole, str]) -> dict[str, Any]:
-    turns = []
-    system = columns.get("system")
-    if system and not _is_empty(row[system]):
-        turns.append(Turn("system", row[system], None, system, system))
-    thinking = columns.get("thinking")
-    turns.append(Turn("user", row[columns["prompt"]], None, columns["prompt"], columns["prompt"]))
-    turns.append(
-        Turn(
-            "assistant",
-            row[columns["response"]],
-            row[thinking] if thinking else None,
-            columns["response"],
-            thinking or columns["response"],
-        )
-    )
-    language = columns.get("reasoning_language")
-    return _conversation(turns, row[language] if language else None, language or "")
-
-
-def _check_fields(message: Mapping[str, Any], place: str) -> None:
-    """Text in a field that is not read would be lost without a word."""
-    for name, value in message.items():
-        if (
-            name not in ("role", "content", "thinking")
-            and isinstance(value, (str, list, Mapping))
-            and value
-            and not _is_empty(value)
-        ):
-            raise BadRow(f"{place}.{name}", _shown(value), "role, content and thinking alone")
+    values = {role: row[name] for role, name in columns.items()}
+    system, prompt, response = columns.get("system", ""), columns["prompt"], columns["response"]
+    thinking, language = columns.get("thinking", ""), columns.get("reasoning_language", "")
+    turns = [] if _is_empty(values.get("system")) else [Turn("system", values["system"], None, system, system)]
+    if isinstance(values["prompt"], list):
+        turns += _turns(values["prompt"], prompt)
+    else:
+        turns.append(Turn("user", values["prompt"], None, prompt, prompt))
+    if isinstance(values["response"], list):
+        turns += _turns(values["response"], response)
+        if not _is_empty(values.get("thinking")):
+            raise BadRow(thinking, _shown(values["thinking"]), f"the reasoning inside the messages of {response}")
+    else:
+        turns.append(Turn("assistant", values["response"], values.get("thinking"), response, thinking))
+    return _conversation(turns, values.get("reasoning_language"), language)
 
 
 def _turns(messages: Any, field: str) -> list[Turn]:
     if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise BadRow(field, _shown(messages), "a list of messages with role and content")
+    turns = []
     for number, message in enumerate(messages):
-        _check_fields(message, f"{field}[{number}]")
-    return [
-        Turn(
-            message.get("role"),
-            message.get("content"),
-            message.get("thinking"),
-            f"{field}[{number}].content",
-            f"{field}[{number}].thinking",
-        )
-        for number, message in enumerate(messages)
-    ]
+        place = f"{field}[{number}]"
+        role, content, thinking = (message.get(name) for name in ("role", "content", "thinking"))
+        for name, value in message.items():
+            is_read = name in ("role", "content", "thinking") or not isinstance(value, (str, list, Mapping))
+            if not is_read and value and not _is_empty(value):  # its text would be lost
+                raise BadRow(f"{place}.{name}", _shown(value), "role, content and thinking alone")
+        turns.append(Turn(role, content, thinking, f"{place}.content", f"{place}.thinking"))
+    return turns
 
 
 def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict[str, Any]:
-    """A row in the published schema, checked."""
+    """A checked row in the published schema."""
     _check_roles(turns)
     messages = [_message(turn) for turn in turns]
     language = (_text_or_none(language, language_field) or "").strip()
     system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-    said = _LANGUAGE.search(system)
-    if said and language and said[1].casefold() != language.casefold():
-        raise BadRow(language_field, _shown(language), f"{_shown(said[1])}, which the system message asks for")
+    asked = _LANGUAGE.search(system)
+    if asked and language and asked[1].casefold() != language.casefold():
+        raise BadRow(language_field, _shown(language), f"{_shown(asked[1])}, which the system message asks for")
     developer = _LANGUAGE.sub("", system, count=1).strip()
-    if language and not said:
+    if language and not asked:
         system = f"reasoning language: {language}\n\n{system}".rstrip()
     if system:
         messages.insert(0, {"content": system, "role": "system", "thinking": None})
     return {
-        "reasoning_language": language or (said[1] if said else ""),
+        "reasoning_language": language or (asked[1] if asked else ""),
         "developer": developer,
         "user": messages[-2]["content"],
         "analysis": messages[-1]["thinking"] or "",
@@ -224,13 +161,12 @@ def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict
 
 
 def _check_roles(turns: list[Turn]) -> None:
-    """In the order that the template expects."""
+    """The template accepts no other order."""
     roles = [turn.role for turn in turns]
     field = turns[0].field.partition("[")[0]
-    unknown = [role for role in roles if role not in ROLES]
-    if unknown:
+    if unknown := [role for role in roles if role not in ("system", "developer", "user", "assistant")]:
         raise BadRow(field, f"the role {_shown(unknown[0])}", "system, user and assistant")
-    spoken = roles[1:] if roles[0] in SYSTEM_ROLES else roles
+    spoken = roles[roles[0] in ("system", "developer") :]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise BadRow(field, f"roles {_shown(roles)}", "system (or none), then user and assistant in turn")
 
@@ -238,9 +174,9 @@ def _check_roles(turns: list[Turn]) -> None:
 def _message(turn: Turn) -> dict[str, Any]:
     thinking = _text_or_none(turn.thinking, turn.thinking_field)
     if turn.role != "assistant":
-        role = "system" if turn.role in SYSTEM_ROLES else turn.role
+        role = "user" if turn.role == "user" else "system"
         return {"content": _text(turn.content, turn.field), "role": role, "thinking": thinking}
-    # The template writes an empty content as an empty answer, and cannot write one that is not there.
+    # The template can write an empty answer, but not one that is None.
     content, thinking = _without_think_tags(_text_or_none(turn.content, turn.field) or "", thinking, turn.field)
     if not content and not thinking:
         raise BadRow(turn.field, "nothing", "an answer, or reasoning")
@@ -248,7 +184,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 
 def _without_think_tags(content: str, thinking: str | None, field: str) -> tuple[str, str | None]:
-    """Split the reasoning off a reply that begins with it, between `<think>` and `</think>`."""
+    """Separate the reasoning from a reply that begins with it, between `<think>` and `</think>`."""
     if not _THINK_TAG.match(content.lstrip()):
         return content, thinking
     split = _THOUGHT.fullmatch(content)
@@ -261,27 +197,18 @@ def _without_think_tags(content: str, thinking: str | None, field: str) -> tuple
 
 
 def unusual(row: Row, max_length: int, copied: bool) -> list[str]:
-    """What is unusual about a row that is trained on.
-
-    Args:
-        row: in the published schema, as `reader` gives it.
-        max_length: tokens that training keeps of it.
-        copied: whether an earlier row says the same.
-
-    Returns:
-        Keys of `UNUSUAL`, none for an ordinary row.
-    """
+    """The keys of `UNUSUAL` that apply to a row in the published schema; `copied`: an earlier row says the same."""
     replies = [message for message in row["messages"] if message["role"] == "assistant"]
-    said = [text for message in row["messages"] for text in (message["content"], message["thinking"]) if text]
-    answered = " ".join(f"{reply['thinking']} {reply['content']}" for reply in replies)
+    texts = [text for message in row["messages"] for text in (message["content"], message["thinking"]) if text]
+    replied = " ".join(f"{reply['thinking']} {reply['content']}" for reply in replies)
     found = (
         not all(reply["content"] for reply in replies),
         row["reasoning_language"] and not row["analysis"],
         copied,
-        _THINK_TAG.search(answered),
-        sum(map(len, said)) > CHARACTERS_A_TOKEN * max_length,
+        _THINK_TAG.search(replied),
+        sum(map(len, texts)) > CHARACTERS_A_TOKEN * max_length,
     )
-    return [what for what, is_so in zip(UNUSUAL, found, strict=True) if is_so]
+    return [what for what, applies in zip(UNUSUAL, found, strict=True) if applies]
 
 
 def _is_empty(value: Any) -> bool:

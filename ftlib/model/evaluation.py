@@ -1,6 +1,5 @@
 """Does a model reason in the language it is asked for, and is its answer right? The same measure before and after."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import isnan, nan, sqrt
@@ -15,7 +14,6 @@ from ftlib.profiles import Measure
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
-    from IPython.display import HTML
     from py3langid.langid import LanguageIdentifier
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 LANGUAGES = ("English", "Spanish", "French", "Italian", "German", "Portuguese")
 LONGEST_SHOWN = 300
 """Characters of a text that a table of examples shows."""
-
-_CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word"
 
 
 @lru_cache(maxsize=1)
@@ -294,15 +290,3 @@ def compare(before: Sequence[Mapping[str, Any]], after: "pd.DataFrame") -> "pd.D
 
 def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest].rstrip() + "…"
-
-
-def readable(table: "pd.DataFrame") -> "HTML":
-    """Show a table of texts as one reads them: whole, wrapped and from the left."""
-    import pandas as pd
-    from IPython.display import HTML
-
-    with pd.option_context("display.max_colwidth", None):
-        markup = table.to_html(index=False, border=0)
-    # Styles are inline because JupyterLab drops <style> from a notebook that it does not trust yet. A tag in a text
-    # is escaped, so only cells are meant.
-    return HTML(re.sub("<(t[dh])>", rf'<\1 style="{_CELL}">', markup))  # type: ignore[no-untyped-call]

@@ -1,15 +1,20 @@
 """Rows of every accepted shape become conversations in the published schema; a bad one is named, with its field."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ftlib.dataset.shapes import COLUMNS, OPTIONAL_COLUMNS, TEXT_COLUMNS, UNUSUAL, BadRow, reader, unusual
+from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, unusual
 from ftlib.errors import FtlibError
-from ftlib.profiles import ColumnRole
 
 ASKED, THOUGHT, ANSWERED = "Capital of Australia?", "Pregunta por la capital.", "Canberra."
+SPANISH = "reasoning language: Spanish"
+TWO = {"prompt": "q", "response": "a"}
+FIVE = TWO | {"system": "s", "thinking": "t", "reasoning_language": "l"}
 
 
 def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
@@ -17,95 +22,57 @@ def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
 
 
 def published(
-    language: str = "",
-    developer: str = "",
-    analysis: str = "",
-    system: str = "",
-    before: list[Any] | None = None,
-    final: str = ANSWERED,
+    language: str = "", developer: str = "", analysis: str = "", system: str = "", final: str = ANSWERED
 ) -> dict[str, Any]:
     """The row that all shapes of the one conversation come to."""
-    turns = [said("system", system)] if system else []
-    turns += [*(before or []), said("user", ASKED), said("assistant", final, thinking=analysis or None)]
-    return {
-        "reasoning_language": language,
-        "developer": developer,
-        "user": ASKED,
-        "analysis": analysis,
-        "final": final,
-        "messages": [{"thinking": None} | turn for turn in turns],
-    }
+    turns = [said("system", system, thinking=None)] if system else []
+    turns += [said("user", ASKED, thinking=None), said("assistant", final, thinking=analysis or None)]
+    texts = (language, developer, ASKED, analysis, final)
+    return dict(zip(COLUMNS, (*texts, turns), strict=True))
 
 
-def read(row: Mapping[str, Any], **columns: str) -> dict[str, Any]:
-    mapping: dict[ColumnRole, str] = dict(columns)  # type: ignore[arg-type]
-    return reader(list(row), mapping)(row)
+def exchange(reply: Any = ANSWERED, system: Any = None, **more: Any) -> dict[str, Any]:
+    opening = [] if system is None else [said("system", system)]
+    return {"messages": [*opening, said("user", ASKED), said("assistant", reply, **more)]}
 
 
-def wrong(row: Mapping[str, Any], **columns: str) -> tuple[str, str, str]:
-    with pytest.raises(BadRow) as raised:
-        read(row, **columns)
-    problem = raised.value
-    assert problem.args == (problem.field, problem.found, problem.expected)
-    assert "\n" not in "".join(problem.args)
-    return problem.args
+def read(row: Mapping[str, Any], columns: Mapping[Any, str] | None = None) -> dict[str, Any]:
+    return reader(list(row), columns or {})(row)
 
 
-def exchange(reply: Any = ANSWERED, **more: Any) -> dict[str, Any]:
-    return {"messages": [said("user", ASKED), said("assistant", reply, **more)]}
-
-
-SPANISH = "reasoning language: Spanish"
 WHOLE = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.")
-REASONED = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.", final="")
+UNANSWERED = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.", final="")
 UNREASONED = published("Spanish", "Be brief.", "", f"{SPANISH}\n\nBe brief.")
+TAGGED = f"\n<think>\n{THOUGHT}\n</think>\n\n{ANSWERED}"
+TAUGHT = "Write <think>, then </think>."
+TOLD_BY_DEVELOPER = [said("developer", f"{SPANISH}\n\nBe brief."), said("user", ASKED), said("assistant", TAGGED)]
+LOWER = UNREASONED | {"reasoning_language": "spanish"}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
-    "published": (WHOLE, {}, WHOLE),
-    "published without instructions": (WHOLE | {"developer": None}, {}, WHOLE | {"developer": None}),
-    "published with an empty answer": (REASONED, {}, REASONED),
-    "published with an answer that is not there": (
-        REASONED | {"final": None, "messages": [*WHOLE["messages"][:2], said("assistant", None, thinking=THOUGHT)]},
-        {},
-        REASONED,
-    ),
-    "published without reasoning": (UNREASONED, {}, UNREASONED),
-    "published among other columns": (WHOLE | {"source": "mine"}, {}, WHOLE),
+    "published": (WHOLE | {"source": "mine"}, {}, WHOLE),
+    "published, empty answer": (UNANSWERED | {"final": None}, {}, UNANSWERED),
+    "published, no reasoning": (UNREASONED, {}, UNREASONED),
+    "published, as others write it": (WHOLE | {"messages": TOLD_BY_DEVELOPER}, {}, WHOLE),
+    "messages": (exchange(thinking=" \n"), {}, published()),
     "messages with thinking": (exchange(thinking=THOUGHT), {}, published(analysis=THOUGHT)),
-    "messages without": (exchange(), {}, published()),
-    "messages with thinking that is blank": (exchange(thinking=" \n"), {}, published()),
-    "messages with <think>": (
-        exchange(f"\n<think>\n{THOUGHT}\n</think>\n\n{ANSWERED}"),
+    "messages with <think>": (exchange(TAGGED), {}, published(analysis=THOUGHT)),
+    "messages with empty <think>": (exchange(f"<think>\n\n</think>{ANSWERED}"), {}, published()),
+    "messages with <think> alone": (exchange(f"<think>{THOUGHT}</think>\n"), {}, published("", "", THOUGHT, final="")),
+    "an answer about <think>": (exchange(TAUGHT), {}, published(final=TAUGHT)),
+    "an answer after and about it": (exchange(f"<think>a</think>{TAUGHT}"), {}, published("", "", "a", final=TAUGHT)),
+    "a language beside": (
+        exchange(system="Be brief.", thinking=THOUGHT) | {"reasoning_language": " Spanish "},
         {},
-        published(analysis=THOUGHT),
+        WHOLE,
     ),
-    "messages with <think> and no answer": (
-        exchange(f"<think>{THOUGHT}</think>\n"),
+    "a language twice": ({"reasoning_language": "spanish", "messages": UNREASONED["messages"]}, {}, LOWER),
+    "prompt and completion": ({"prompt": ASKED, "completion": ANSWERED}, {}, published()),
+    "prompt and completion with all beside them": (
+        {"system": "Be brief.", "prompt": ASKED, "thinking": THOUGHT, "completion": ANSWERED}
+        | {"reasoning_language": "Spanish"},
         {},
-        published(analysis=THOUGHT, final=""),
+        WHOLE,
     ),
-    "messages with <think> and an answer about it": (
-        exchange(f"<think>{THOUGHT}</think>Write <think>, then </think>."),
-        {},
-        published(analysis=THOUGHT, final="Write <think>, then </think>."),
-    ),
-    "messages that mention <think>": (
-        exchange("Write <think>…</think> around it."),
-        {},
-        published(final="Write <think>…</think> around it."),
-    ),
-    "messages with <think> and nothing in it": (exchange(f"<think>\n\n</think>{ANSWERED}"), {}, published()),
-    "messages with a language beside them": (
-        exchange(thinking=THOUGHT) | {"reasoning_language": " Spanish "},
-        {},
-        published("Spanish", analysis=THOUGHT, system=SPANISH),
-    ),
-    "prompt and completion as texts": ({"prompt": ASKED, "completion": ANSWERED}, {}, published()),
-    "prompt and completion with <think>": (
-        {"prompt": ASKED, "completion": f"<think>{THOUGHT}</think>{ANSWERED}", "reasoning_language": "Spanish"},
-        {},
-        published("Spanish", analysis=THOUGHT, system=SPANISH),
-    ),
-    "prompt and completion as lists": (
+    "prompt and completion as messages": (
         {
             "prompt": [said("system", "Be brief."), said("user", ASKED)],
             "completion": [said("assistant", ANSWERED, thinking=THOUGHT)],
@@ -113,36 +80,9 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
         {},
         published("", "Be brief.", THOUGHT, "Be brief."),
     ),
-    "a prompt of several turns and a completion as text": (
-        {"prompt": [said("user", "Hi"), said("assistant", "Yes?"), said("user", ASKED)], "completion": ANSWERED},
-        {},
-        published(before=[said("user", "Hi"), said("assistant", "Yes?")]),
-    ),
-    "two named columns": (
-        {"instruction": ASKED, "output": ANSWERED},
-        {"prompt": "instruction", "response": "output"},
-        published(),
-    ),
-    "all columns named": (
-        {"q": ASKED, "a": ANSWERED, "s": "Be brief.", "t": THOUGHT, "l": "Spanish"},
-        {"prompt": "q", "response": "a", "system": "s", "thinking": "t", "reasoning_language": "l"},
-        WHOLE,
-    ),
-    "all columns named, most of them empty": (
-        {"q": ASKED, "a": ANSWERED, "s": "", "t": None, "l": " "},
-        {"prompt": "q", "response": "a", "system": "s", "thinking": "t", "reasoning_language": "l"},
-        published(),
-    ),
-    "named columns go before those that are known": (
-        {"messages": [], "prompt": "not this", "completion": "nor this", "q": ASKED, "a": ANSWERED},
-        {"prompt": "q", "response": "a"},
-        published(),
-    ),
-    "named columns with <think>": (
-        {"q": ASKED, "a": f"<think>{THOUGHT}</think>{ANSWERED}", "t": None},
-        {"prompt": "q", "response": "a", "thinking": "t"},
-        published(analysis=THOUGHT),
-    ),
+    "two named columns before known ones": ({"q": ASKED, "a": TAGGED, "messages": []}, TWO, published("", "", THOUGHT)),
+    "five named columns": ({"q": ASKED, "a": ANSWERED, "s": "Be brief.", "t": THOUGHT, "l": "Spanish"}, FIVE, WHOLE),
+    "five, most of them empty": ({"q": ASKED, "a": ANSWERED, "s": "", "t": None, "l": " "}, FIVE, published()),
 }
 
 
@@ -150,7 +90,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
 def test_every_shape_comes_to_the_published_schema(shape: str) -> None:
     row, columns, expected = SHAPES[shape]
     before = repr(row)
-    found = read(row, **columns)
+    found = read(row, columns)
     assert found == expected
     assert tuple(found) == COLUMNS
     assert repr(row) == before, "the row itself is left as it is"
@@ -158,80 +98,74 @@ def test_every_shape_comes_to_the_published_schema(shape: str) -> None:
 
 def test_earlier_turns_are_kept_with_their_reasoning() -> None:
     earlier = [said("user", "Hi"), said("assistant", "<think>A greeting.</think>Hello!")]
-    found = read({"messages": [*earlier, *exchange()["messages"]]})
-    assert found == published(before=[said("user", "Hi"), said("assistant", "Hello!", thinking="A greeting.")])
-
-
-def test_a_message_of_the_developer_is_the_system_message() -> None:
-    row = {"messages": [said("developer", f"{SPANISH}\n\nBe brief."), *exchange(thinking=THOUGHT)["messages"]]}
-    assert read(row) == WHOLE
-
-
-def test_a_published_row_is_read_as_the_template_needs_it() -> None:
-    reply = said("assistant", f"<think>{THOUGHT}</think>{ANSWERED}", thinking=None)
-    row = WHOLE | {"messages": [said("developer", f"{SPANISH}\n\nBe brief."), said("user", ASKED), reply]}
-    assert read(row) == WHOLE
+    found = read({"prompt": [*earlier, said("user", ASKED)], "completion": ANSWERED})["messages"]
+    assert found[1] == said("assistant", "Hello!", thinking="A greeting.")
+    assert [message["content"] for message in found] == ["Hi", "Hello!", ASKED, ANSWERED]
 
 
 @pytest.mark.parametrize(
     ("system", "language", "developer"),
     [
-        (SPANISH, "Spanish", ""),
         ("Reasoning Language:Swiss German  \n\n\nBe brief.", "Swiss German", "Be brief."),
         ("Be brief.\nreasoning language: French\nBe kind.", "French", "Be brief.\nBe kind."),
-        ("reasoning language: French\r\n\r\n  Be brief.\r\nBe kind.", "French", "Be brief.\r\nBe kind."),
-        (
-            "Be brief about any reasoning language: all of them.",
-            "",
-            "Be brief about any reasoning language: all of them.",
-        ),
+        ("Be brief in any reasoning language: all of them.", "", "Be brief in any reasoning language: all of them."),
         ("reasoning language:\nBe brief.", "", "reasoning language:\nBe brief."),
     ],
 )
 def test_the_language_is_read_from_the_system_message(system: str, language: str, developer: str) -> None:
-    row = read({"messages": [said("system", system), *exchange()["messages"]]})
-    assert row == published(language, developer, system=system)
+    assert read(exchange(system=system)) == published(language, developer, system=system)
 
 
-@pytest.mark.parametrize("column", ["Spanish", "spanish", None, ""])
-def test_a_language_that_is_named_twice_is_asked_for_once(column: str | None) -> None:
-    row = {"messages": [said("system", SPANISH), *exchange()["messages"]], "reasoning_language": column}
-    assert read(row)["messages"][0]["content"] == SPANISH
-    assert read(row)["reasoning_language"].casefold() == "spanish"
+MARKER = "the marker <|end|> | text without markers, which the template writes itself"
+TAGS = "one <think>…</think> at the beginning of the reply"
+MESSAGES = "a list of messages with role and content"
+ORDER = "system (or none), then user and assistant in turn"
+REPLY = "messages[1].content"
+BESIDE = {"prompt": ASKED, "completion": [said("assistant", "a")], "thinking": THOUGHT}
+TWO_LANGUAGES = {"q": ASKED, "a": ANSWERED, "s": SPANISH, "t": None, "l": "French\nor German"}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no language": (WHOLE | {"reasoning_language": " \n"}, "reasoning_language | nothing | text"),
+    "user is a number": (WHOLE | {"user": 42}, "user | 42 | text"),
+    "developer is a list": (WHOLE | {"developer": ["Be"]}, "developer | ['Be'] | text"),
+    "no messages": (WHOLE | {"messages": []}, f"messages | [] | {MESSAGES}"),
+    "messages are text": ({"messages": "x" * 1000}, f"messages | '{'x' * 79}… | {MESSAGES}"),
+    "messages are texts": ({"messages": ["user: a"]}, f"messages | ['user: a'] | {MESSAGES}"),
+    "no list of messages": ({"prompt": ASKED, "completion": ["a"]}, f"completion | ['a'] | {MESSAGES}"),
+    "unknown role": ({"messages": [said("tool", "a")]}, "messages | the role 'tool' | system, user and assistant"),
+    "question alone": ({"messages": [said("user", "a")]}, f"messages | roles ['user'] | {ORDER}"),
+    "system alone": ({"messages": [said("system", "a")]}, f"messages | roles ['system'] | {ORDER}"),
+    "two questions": (
+        {"prompt": [said("user", "a")] * 2, "completion": "b"},
+        f"['user', 'user', 'assistant'] | {ORDER}",
+    ),
+    "no content": ({"prompt": [{"role": "user"}], "completion": "a"}, "prompt[0].content | nothing | text"),
+    "no prompt": ({"q": None, "a": ANSWERED}, "q | nothing | text"),
+    "reply is a number": (exchange(42), f"{REPLY} | 42 | text"),
+    "thinking is a number": (exchange(thinking=42), "messages[1].thinking | 42 | text"),
+    "no reply": (exchange("<think> </think>\n"), f"{REPLY} | nothing | an answer, or reasoning"),
+    "no response": ({"q": ASKED, "a": ""}, "a | nothing | an answer, or reasoning"),
+    "marker in a reply": (exchange("So.<|end|>"), f"{REPLY} | {MARKER}"),
+    "marker in reasoning": (exchange(thinking="So.<|end|>"), f"messages[1].thinking | {MARKER}"),
+    "marker in a language": (exchange() | {"reasoning_language": "<|end|>"}, f"reasoning_language | {MARKER}"),
+    "open tag": (exchange(f"<think>{THOUGHT}"), f"{REPLY} | the tags <think> | {TAGS}"),
+    "two thoughts": (exchange("<think>a</think>\n<think>b"), f"{REPLY} | the tags <think> </think> <think> | {TAGS}"),
+    "reasoning twice": (exchange(TAGGED, thinking="So."), f"{REPLY} | reasoning in <think> and in thinking | one of"),
+    "reasoning beside messages": (BESIDE, f"thinking | '{THOUGHT}' | the reasoning inside the messages of completion"),
+    "unread": (exchange(tools=["Hm."]), "messages[1].tools | ['Hm.'] | role, content and thinking alone"),
+    "two languages": (TWO_LANGUAGES, r"l | 'French\nor German' | 'Spanish', which the system message asks for"),
+}
 
 
-def test_a_language_is_written_into_the_system_message() -> None:
-    row = {"messages": [said("system", "Be brief."), *exchange(thinking=THOUGHT)["messages"]]}
-    assert read(row | {"reasoning_language": "Spanish"}) == WHOLE
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named_with_its_field(case: str) -> None:
+    row, problem = BAD[case]
+    with pytest.raises(BadRow) as raised:
+        read(row, {role: name for role, name in FIVE.items() if name in row})
+    assert problem in " | ".join(raised.value.args)
 
 
-def test_two_languages_are_refused() -> None:
-    row = {"messages": [said("system", SPANISH), *exchange()["messages"]], "reasoning_language": "French"}
-    assert wrong(row) == ("reasoning_language", "'French'", "'Spanish', which the system message asks for")
-    mapped = {"q": ASKED, "a": ANSWERED, "s": SPANISH, "l": "French\nor German"}
-    named = {"prompt": "q", "response": "a", "system": "s", "reasoning_language": "l"}
-    assert wrong(mapped, **named)[:2] == ("l", r"'French\nor German'")
-
-
-@pytest.mark.parametrize("column", TEXT_COLUMNS)
-@pytest.mark.parametrize(("value", "found"), [("", "nothing"), (" \n", "nothing"), (None, "nothing"), (42, "42")])
-def test_a_field_of_the_published_schema_without_text_is_named(column: str, value: Any, found: str) -> None:
-    assert wrong(WHOLE | {column: value}) == (column, found, "text")
-
-
-@pytest.mark.parametrize("column", OPTIONAL_COLUMNS)
-def test_a_field_that_may_be_empty_must_otherwise_hold_text(column: str) -> None:
-    assert wrong(WHOLE | {column: ["Be brief."]}) == (column, "['Be brief.']", "text")
-
-
-@pytest.mark.parametrize("nothing", ["", " \n", None])
-def test_a_reply_without_reasoning_and_answer_is_named(nothing: str | None) -> None:
-    expected = ("nothing", "an answer, or reasoning")
-    row = WHOLE | {"messages": [*WHOLE["messages"][:2], said("assistant", nothing, thinking=nothing)]}
-    assert wrong(row) == ("messages[2].content", *expected)
-    assert wrong(exchange("<think> </think>\n", thinking=nothing)) == ("messages[1].content", *expected)
-    row = {"q": ASKED, "a": nothing, "t": nothing}
-    assert wrong(row, prompt="q", response="a", thinking="t") == ("a", *expected)
+def test_a_field_that_is_blank_is_no_reason_to_refuse_a_row() -> None:
+    assert read(exchange(reasoning_content=" \n", weight=0, tools=[])) == published()
 
 
 @pytest.mark.parametrize(
@@ -239,13 +173,11 @@ def test_a_reply_without_reasoning_and_answer_is_named(nothing: str | None) -> N
     [
         (WHOLE, []),
         (published(), []),
-        (REASONED, ["an empty answer"]),
+        (UNANSWERED, ["an empty answer"]),
         (UNREASONED, ["no reasoning"]),
-        (published(final="Write <think> first."), ["<think> inside a text"]),
-        (published(analysis="It closes with </think>."), ["<think> inside a text"]),
+        (published(final=TAUGHT), ["<think> inside a text"]),
         (published(final="x" * (2_160 - len(ASKED))), []),
         (published(final="x" * (2_161 - len(ASKED))), ["an enormous row"]),
-        (published("French", analysis="x" * 2_161, final=""), ["an empty answer", "an enormous row"]),
     ],
 )
 def test_what_is_unusual_is_noted(row: dict[str, Any], found: list[str]) -> None:
@@ -254,181 +186,41 @@ def test_what_is_unusual_is_noted(row: dict[str, Any], found: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "roles",
+    ("names", "columns", "told"),
     [
-        ["user"],
-        ["assistant"],
-        ["system"],
-        ["developer"],
-        ["system", "user"],
-        ["system", "assistant"],
-        ["assistant", "user"],
-        ["user", "assistant", "user"],
-        ["user", "user", "assistant"],
-        ["user", "assistant", "assistant"],
-        ["user", "system", "assistant"],
-        ["user", "assistant", "system"],
-        ["system", "system", "user", "assistant"],
-        ["system", "developer", "user", "assistant"],
+        (["q", "a"], {}, "the data set has columns ['q', 'a']; expected messages, or prompt and completion, or name"),
+        (["questions", "a"], {"prompt": "question", "response": "a"}, "no such column; did you mean 'questions'?"),
+        (["q"], {"prompt": "q"}, "data.columns names ['prompt']; expected at least prompt and response"),
     ],
 )
-@pytest.mark.parametrize("rest", [{}, WHOLE], ids=["messages", "published"])
-def test_roles_out_of_order_are_named(roles: list[str], rest: dict[str, Any]) -> None:
-    field, found, expected = wrong(rest | {"messages": [said(role, "text", thinking="so") for role in roles]})
-    assert (field, found) == ("messages", f"roles {roles}")
-    assert expected == "system (or none), then user and assistant in turn"
-
-
-@pytest.mark.parametrize(
-    ("role", "found"),
-    [("tool", "'tool'"), ("Assistant", "'Assistant'"), (None, "nothing"), ("", "nothing"), (["user"], "['user']")],
-)
-def test_a_role_that_the_template_does_not_know_is_named(role: Any, found: str) -> None:
-    row = {"prompt": [said("user", "a"), said(role, "b")], "completion": ANSWERED}
-    assert wrong(row) == ("prompt", f"the role {found}", "system, user and assistant")
-
-
-def test_a_message_without_a_role_is_named() -> None:
-    assert wrong({"messages": [{"content": "a"}]})[1] == "the role nothing"
-
-
-@pytest.mark.parametrize(
-    ("messages", "found"),
-    [
-        (None, "nothing"),
-        ("", "nothing"),
-        ([], "[]"),
-        ({}, "{}"),
-        (42, "42"),
-        ("user: a", "'user: a'"),
-        (["user: a", "assistant: b"], "['user: a', 'assistant: b']"),
-        ([said("user", "a"), None], "[{'role': 'user', 'content': 'a'}, None]"),
-    ],
-)
-def test_messages_that_are_no_list_of_messages_are_named(messages: Any, found: str) -> None:
-    expected = "a list of messages with role and content"
-    assert wrong({"messages": messages}) == ("messages", found, expected)
-    assert wrong(WHOLE | {"messages": messages}) == ("messages", found, expected)
-
-
-def test_a_list_of_something_else_is_named_in_prompt_and_completion() -> None:
-    assert wrong({"prompt": [], "completion": ANSWERED})[:2] == ("prompt", "[]")
-    assert wrong({"prompt": ASKED, "completion": ["a"]})[:2] == ("completion", "['a']")
-
-
-def test_only_the_beginning_of_a_long_value_is_shown() -> None:
-    assert wrong({"messages": "x" * 1000})[1] == f"'{'x' * 79}…"
-
-
-@pytest.mark.parametrize(
-    ("value", "found"), [(None, "nothing"), ("", "nothing"), (" \n\t", "nothing"), (42, "42"), (["a"], "['a']")]
-)
-def test_every_text_that_is_none_is_named(value: Any, found: str) -> None:
-    assert wrong({"messages": [said("system", value), *exchange()["messages"]]})[0] == "messages[0].content"
-    assert wrong({"prompt": value, "completion": ANSWERED})[0] == "prompt"
-    assert wrong({"prompt": [said("user", value)], "completion": ANSWERED}) == ("prompt[0].content", found, "text")
-    assert wrong({"q": value, "a": ANSWERED}, prompt="q", response="a") == ("q", found, "text")
-
-
-def test_a_message_without_content_is_named() -> None:
-    assert wrong({"messages": [{"role": "user"}, said("assistant", "a")]})[:2] == ("messages[0].content", "nothing")
-
-
-def test_replies_and_other_fields_that_are_no_text_are_named() -> None:
-    assert wrong(exchange(42)) == ("messages[1].content", "42", "text")
-    assert wrong(exchange(thinking=42)) == ("messages[1].thinking", "42", "text")
-    named = {"prompt": "q", "response": "a", "system": "s", "thinking": "t", "reasoning_language": "l"}
-    row = dict.fromkeys(named.values(), "text")
-    for column in named.values():
-        assert wrong(row | {column: 42}, **named) == (column, "42", "text")
-
-
-@pytest.mark.parametrize(
-    "marker",
-    [
-        *("start", "end", "return", "channel", "message", "call", "constrain", "startoftext", "endoftext"),
-        *("endofprompt", "reserved_200013"),
-    ],
-)
-def test_markers_are_named_wherever_they_are(marker: str) -> None:
-    text = f"Say <|{marker}|>analysis"
-    found = (f"the marker <|{marker}|>", "text without markers, which the template writes itself")
-    assert wrong(exchange(text)) == ("messages[1].content", *found)
-    assert wrong(exchange(thinking=text)) == ("messages[1].thinking", *found)
-    assert wrong({"prompt": text, "completion": ANSWERED}) == ("prompt", *found)
-    assert wrong(exchange() | {"reasoning_language": text}) == ("reasoning_language", *found)
-    assert wrong(WHOLE | {"developer": text}) == ("developer", *found)
-    assert wrong({"q": ASKED, "a": ANSWERED, "t": text}, prompt="q", response="a", thinking="t") == ("t", *found)
-
-
-@pytest.mark.parametrize(
-    ("reply", "tags"),
-    [
-        (f"<think>{THOUGHT} {ANSWERED}", "<think>"),
-        (f"\n<think>{THOUGHT} {ANSWERED}", "<think>"),
-        (f"</think>{THOUGHT}<think>{ANSWERED}", "</think> <think>"),
-        (f"<think>a</think>\n<think>b</think>{ANSWERED}", "<think> </think> <think> </think>"),
-        (f"<think><think>a</think></think>{ANSWERED}", "<think> <think> </think> </think>"),
-    ],
-)
-def test_think_tags_that_do_not_match_are_named(reply: str, tags: str) -> None:
-    expected = (f"the tags {tags}", "one <think>…</think> at the beginning of the reply")
-    assert wrong(exchange(reply)) == ("messages[1].content", *expected)
-    assert wrong({"q": ASKED, "a": reply}, prompt="q", response="a") == ("a", *expected)
-
-
-def test_reasoning_in_two_places_is_named() -> None:
-    row = exchange(f"<think>{THOUGHT}</think>{ANSWERED}", thinking="Otra vez.")
-    assert wrong(row) == ("messages[1].content", "reasoning in <think> and in thinking", "one of the two")
-
-
-def test_a_question_may_be_about_think_tags() -> None:
-    assert read({"prompt": "What is <think>?", "completion": ANSWERED})["user"] == "What is <think>?"
-
-
-@pytest.mark.parametrize("names", [["text"], ["prompt", "response"], ["question", "answer"], list(COLUMNS[:-1])])
-def test_columns_of_no_accepted_shape_are_listed(names: list[str]) -> None:
+def test_columns_of_no_accepted_shape_are_refused(names: list[str], columns: Any, told: str) -> None:
     with pytest.raises(FtlibError) as raised:
-        reader(names, {})
-    assert str(raised.value) == (
-        f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the profile:"
-        ' [data] columns = { prompt = "…", response = "…" }'
-    )
+        reader(names, columns)
+    assert told in str(raised.value)
 
 
-def test_columns_that_are_nearly_right_are_told_so() -> None:
-    with pytest.raises(FtlibError) as raised:
-        reader(["Prompt", "completions", "id"], {})
-    assert str(raised.value).endswith("; is 'Prompt' meant to be 'prompt'?; is 'completions' meant to be 'completion'?")
+pieces = st.sampled_from(["<|end|>", "<think>", "</think>", "reasoning language: ", "Hola", "\r", "\u2028", " ", "a"])
+texts = st.lists(pieces, max_size=5).map("".join)
+values = st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
+optional = {"thinking": texts | values, "other": values}
+roles = st.sampled_from(["system", "user", "assistant", "tool"])
+anything = st.lists(st.fixed_dictionaries({"role": roles, "content": values}, optional=optional), max_size=3)
+replies = st.builds(lambda reply, thought: exchange(reply, thinking=thought)["messages"], texts, texts)
+languages = st.sampled_from([None, "", "French", "\r"])
+rows = st.fixed_dictionaries({"messages": anything | replies, "reasoning_language": languages})
+prompts = st.fixed_dictionaries({"prompt": values, "completion": values})
 
 
-def test_a_named_column_that_is_not_there_is_told_with_the_nearest_name() -> None:
-    with pytest.raises(FtlibError) as raised:
-        reader(["instruction", "output"], {"prompt": "instructions", "response": "output"})
-    assert str(raised.value) == (
-        "data.columns.prompt = 'instructions': the data set has no such column; did you mean 'instruction'?"
-    )
-
-
-@pytest.mark.parametrize("columns", [{"prompt": "q"}, {"response": "q"}, {"thinking": "q", "system": "q"}])
-def test_columns_without_prompt_and_response_are_refused(columns: dict[ColumnRole, str]) -> None:
-    with pytest.raises(FtlibError) as raised:
-        reader(["q"], columns)
-    assert str(raised.value) == (
-        f"data.columns names {sorted(columns)}; expected at least prompt and response; add what is missing"
-    )
-
-
-@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "tool_calls"])
-def test_text_in_a_field_that_is_not_read_is_not_lost_without_a_word(name: str) -> None:
-    said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes.", name: ["Hm."]}]
-    with pytest.raises(BadRow) as raised:
-        reader(["messages"], {})({"messages": said})
-    assert raised.value.args == (f"messages[1].{name}", "['Hm.']", "role, content and thinking alone")
-    said[1][name] = None  # as `datasets` fills what other rows have
-    assert reader(["messages"], {})({"messages": said})["final"] == "Yes."
-
-
-def test_a_prompt_with_a_completion_may_have_a_column_of_reasoning() -> None:
-    row = {"prompt": "Hi?", "completion": "Yes.", "thinking": "Hm."}
-    assert reader(list(row), {})(row)["analysis"] == "Hm."
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(rows | prompts)
+def test_any_row_is_read_whole_or_refused_in_one_line(row: dict[str, Any]) -> None:
+    before = json.dumps(row)
+    found, problem = None, ()
+    try:
+        found = read(row)
+    except BadRow as bad:
+        problem = bad.args
+    assert (found is None) == (len(problem) == 3)
+    assert all(len(part.splitlines()) == 1 for part in problem)
+    assert found is None or json.dumps(found["messages"]).count("Hola") == before.count("Hola"), "no text is lost"
+    assert json.dumps(row) == before

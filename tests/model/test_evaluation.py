@@ -262,15 +262,6 @@ def test_other_questions_than_before_are_refused(asked: list[list[Any]]) -> None
         evaluation.compare(before, results_of(row("Spanish", "two", "2")))
 
 
-def test_a_table_of_texts_is_shown_whole_and_from_the_left() -> None:
-    long, tricky = "word " * 60, "a <td> & b"
-    markup = evaluation.readable(pd.DataFrame({"one": [long], "two": [tricky]})).data
-    assert long.strip() in markup
-    assert "a &lt;td&gt; &amp; b" in markup
-    assert markup.count("text-align:left;vertical-align:top") == 2 + 2, "headings and cells"
-    assert "<style" not in markup
-
-
 PREPARED = """\
 from ftlib import evaluation
 from ftlib.generation import Score
