@@ -30,11 +30,10 @@ ALTERED = "base_model.model.model.layers.3.mlp.experts.lora_B.weight"
 
 def train(peft_model: PeftModel) -> PeftModel:
     """As if it had learned something: its B is not zero any more."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in peft_model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    torch.manual_seed(0)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
     return peft_model
 
 
