@@ -47,12 +47,8 @@ A LoRA adapter for `{{ hub.model }}`, trained on {{ data }}.
 - Training: {{ training.global_step }} steps of {{ recipe.effective_batch_size }} rows, {{ train.lr_scheduler_type }},
   learning rate {{ "%g" % train.learning_rate }}, warm-up {{ "%g" % train.warmup_steps }},
   mean loss {{ "%.4f" % training.training_loss }}, seed {{ train.seed }}
+- Libraries: {{ libraries }}
 
-## Libraries
-
-{% for library, version in libraries.items() -%}
-- {{ library }}: {{ version }}
-{% endfor %}
 ## Use
 
 Load the base dequantised: the adapter's experts have no place in a base that is still packed in MXFP4.
@@ -149,7 +145,7 @@ def model_card(
         "data": f"{data.shown}, a local file" if data.is_local else f"{data.dataset} at {data.revision}",
         "measured": measured,
         "training": training,
-        "libraries": {library: version(library) for library in LIBRARIES},
+        "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
     }
     return ModelCard.from_template(metadata, template_str=CARD, **values)
 

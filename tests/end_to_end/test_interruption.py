@@ -138,11 +138,12 @@ def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
     for number in range(6):
         training = Training(alone.project, f"killed-{number}")
         launch = training.start()
-        while not launch.is_over and len(training.checkpoints(sealed=False)) <= number % 2 - 1:
-            time.sleep(0.0005)
+        while_writing = number % 2
         while not launch.is_over and not training.says("starting at the first update"):
             time.sleep(0.05)
-        time.sleep(chance.uniform(0, 0.01 if number % 2 else 5))
+        while not launch.is_over and while_writing and not training.checkpoints(sealed=False):
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, 0.01 if while_writing else 5))
         killed += not launch.is_over
         launch.kill()
         training.start().succeed()

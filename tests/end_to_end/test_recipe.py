@@ -21,7 +21,6 @@ from ftlib.model import adapters, architecture
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
-PUBLISHED_SHAPE = GptOssConfig(**architecture.config_json(profiles.load("gpt-oss-20b").hub))
 # What the blog post trained with, by today's names; the last three were defaults.
 BLOG_POST = {
     "learning_rate": 2e-4,
@@ -85,36 +84,26 @@ def session(tmp_path: Path) -> SimpleNamespace:
     )
 
 
-@pytest.fixture(scope="module")
-def weightless() -> GptOssForCausalLM:
-    with torch.device("meta"):
-        return GptOssForCausalLM(PUBLISHED_SHAPE)
-
-
 @pytest.fixture
-def build_trainer(
+def trainer(
     notebooks: Any,
     session: SimpleNamespace,
     on_a_cpu: Path,
     model: GptOssForCausalLM,
     with_adapter: Callable[..., Any],
     tokenizer: PreTrainedTokenizerFast,
-) -> Callable[..., SFTTrainer]:
-    """Executes the notebook's cells up to its trainer, on the tiny model; `without` leaves out one of [train]."""
-
-    def build(rows: Dataset, without: str = "") -> SFTTrainer:
-        profile = profiles.load(on_a_cpu)
-        train = profiles.Train(**{name: value for name, value in dict(profile.train).items() if name != without})
-        namespace: dict[str, Any] = {"profile": profile.model_copy(update={"train": train}), "session": session}
-        namespace |= {"peft_model": with_adapter(model), "train_dataset": rows, "tokenizer": tokenizer, "resume": True}
-        return notebooks.run(NOTEBOOK, "trainer", namespace)
-
-    return build
+    sample: Dataset,
+) -> SFTTrainer:
+    """The trainer as the notebook's cells build it, with the tiny model."""
+    given = {"profile": profiles.load(on_a_cpu), "session": session, "tokenizer": tokenizer, "resume": True}
+    return notebooks.run(NOTEBOOK, "trainer", given | {"peft_model": with_adapter(model), "train_dataset": sample})
 
 
 def test_lora_adapts_what_the_blog_post_adapted(
-    notebooks: Any, large: Profile, weightless: GptOssForCausalLM, capsys: pytest.CaptureFixture[str]
+    notebooks: Any, large: Profile, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with torch.device("meta"):
+        weightless = GptOssForCausalLM(GptOssConfig(**architecture.config_json(large.hub)))
     namespace: dict[str, Any] = {"profile": large, "model": weightless}
     notebooks.run(NOTEBOOK, "peft_model", namespace)
     peft_config, peft_model = namespace["peft_config"], namespace["peft_model"]
@@ -142,14 +131,13 @@ def test_training_arguments_are_the_blog_posts_number_for_number(
     assert (model.attn_implementation, model.experts_implementation, model.dtype) == ("eager", "eager", "bfloat16")
 
 
-def test_63_steps_of_16_rows_with_one_process(build_trainer: Callable[..., SFTTrainer], sample: Dataset) -> None:
-    trainer = build_trainer(sample)
+def test_63_steps_of_16_rows_with_one_process(trainer: SFTTrainer) -> None:
     assert len(trainer.train_dataset) == 1_000, "no row is dropped, split or packed"
     _, _, examples, _, batch, _, steps = trainer.set_initial_training_values(
         trainer.args, trainer.get_train_dataloader()
     )
     assert (examples, batch, steps) == (1_000, 16, 63)
-    assert not trainer.aux_loss_enabled
+    assert not trainer.aux_loss_enabled, "TRL would add the 0.9 of the published configuration"
     assert trainer.data_collator == DataCollatorForLanguageModeling(trainer.processing_class.pad_token_id)
 
     # Two steps of warm-up, then a cosine that ends at a tenth.
@@ -174,13 +162,3 @@ def test_63_steps_of_16_rows_with_four_processes(
     world_size, accumulation, _, _, examples, _, batch, _, steps = run_python(code, OMP_NUM_THREADS="1", **ranks)
     assert (world_size, accumulation) == (4, 1)
     assert (examples, batch, steps) == (1_000, 16, 63)
-
-
-def test_without_the_profiles_zero_trl_would_add_the_routers_loss(
-    build_trainer: Callable[..., SFTTrainer], sample: Dataset
-) -> None:
-    """The published configuration carries a weight of 0.9, and TRL takes it for a wish."""
-    trainer = build_trainer(sample.select(range(4)), without="router_aux_loss_coef")
-    assert trainer.aux_loss_enabled
-    assert trainer.model.config.output_router_logits
-    assert trainer.router_aux_loss_coef == PUBLISHED_SHAPE.router_aux_loss_coef == 0.9

@@ -55,20 +55,11 @@ def test_every_expert_tensor_that_was_named_is_adapted(model: GptOssForCausalLM,
     assert adapters.adapted_expert_tensors(with_adapter(model)) == EXPERT_TENSORS
 
 
-@pytest.mark.parametrize(
-    ("names", "missing"),
-    [(["1.mlp.experts.down_proj", "1.mlp.experts.up_proj"], 1), (["7.mlp.experts.down_proj"], 1)],
-    ids=["one wrong name", "a layer of the larger model"],
-)
-def test_names_that_match_nothing_are_refused(
-    model: GptOssForCausalLM, with_adapter: WithAdapter, names: list[str], missing: int
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peft_model = with_adapter(model, names)
-    with pytest.raises(FtlibError) as raised:
+def test_a_name_that_matches_nothing_is_refused(model: GptOssForCausalLM, with_adapter: WithAdapter) -> None:
+    """PEFT says nothing as long as another name matches."""
+    peft_model = with_adapter(model, ["1.mlp.experts.down_proj", "7.mlp.experts.up_proj"])
+    with pytest.raises(FtlibError, match=r"1 of 2 expert tensors have no adapter, such as 7\.mlp\.experts\.up_proj"):
         adapters.adapted_expert_tensors(peft_model)
-    assert f"{missing} of {len(names)} expert tensors have no adapter, such as {names[-1]}" in str(raised.value)
 
 
 def test_parameter_table_accounts_for_every_parameter(model: GptOssForCausalLM, with_adapter: WithAdapter) -> None:

@@ -79,7 +79,7 @@ def test_the_card_names_the_profiles_own_base_data_and_recipe(name: str) -> None
         "63 steps of 16 rows, cosine_with_min_lr",
         f"learning rate {profile.train.learning_rate:g}, warm-up 0.03, mean loss 1.1387, seed {profile.train.seed}",
         "## Measured - Reasons in the language asked for: 100.0%, before 20.0% ## Recipe",
-        f"- trl: {version('trl')}",
+        f"trl {version('trl')}, peft {version('peft')}",
     ):
         assert expected in text
 
