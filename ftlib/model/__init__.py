@@ -1,1 +1,1 @@
-"""What a gpt-oss is, says and learns: its shape, its replies and their measure, its adapter up to the Hub."""
+"""Working with a gpt-oss: its shape, generation, evaluation, adapters, checkpoints and publishing."""

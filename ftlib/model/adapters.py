@@ -1,7 +1,7 @@
-"""LoRA on a mixture of experts: which tensors to name, what the parameters are, and proof that nothing was left out.
+"""LoRA on a mixture of experts: which tensors to adapt, how many parameters that makes, and proof that none is missing.
 
-PEFT says nothing when one of several names in `target_parameters` matches no parameter, or when a saved tensor finds
-no place in the model that it is loaded into. Both leave experts that silently never learned, so both are checked here.
+PEFT says nothing when a name in `target_parameters` matches no parameter, or when a saved tensor has no place in the
+model that it is loaded into. Either leaves experts that silently never learned.
 """
 
 from collections.abc import Sequence
@@ -27,29 +27,18 @@ BLOCKS = {
 
 
 def expert_target_parameters(layers: Sequence[int], num_hidden_layers: int) -> list[str]:
-    """The expert tensors of some layers, by the names that `LoraConfig(target_parameters=…)` wants.
-
-    Args:
-        layers: indices of layers, from 0.
-        num_hidden_layers: how many layers the model has.
-
-    Raises:
-        FtlibError: the model has no such layer; PEFT would silently adapt nothing there.
-    """
-    beyond = [layer for layer in layers if layer >= num_hidden_layers]
-    if beyond:
+    """Name the expert tensors of some layers as `LoraConfig(target_parameters=…)` expects them."""
+    missing = [layer for layer in layers if layer >= num_hidden_layers]
+    if missing:
         raise FtlibError(
-            f"recipe.expert_layers names {beyond}, but there are layers 0 to {num_hidden_layers - 1}; choose from those"
+            f"recipe.expert_layers names {missing}, but the model has layers 0 to {num_hidden_layers - 1}; "
+            "choose from those"
         )
     return [f"{layer}.mlp.experts.{name}" for layer in layers for name in EXPERT_PARAMETERS]
 
 
 def parameter_table(model: "nn.Module") -> "pd.DataFrame":
-    """Count the parameters by the part of the network that they belong to.
-
-    Returns:
-        Columns block (experts, attention, router, embeddings, norms), parameters, trainable, share; largest first.
-    """
+    """Count the parameters of each part of the network: columns block, parameters, trainable, share; largest first."""
     import pandas as pd
 
     rows = [(_block(name), p.numel(), p.numel() if p.requires_grad else 0) for name, p in model.named_parameters()]
@@ -59,20 +48,13 @@ def parameter_table(model: "nn.Module") -> "pd.DataFrame":
 
 
 def _block(name: str) -> str:
-    for block, marks in BLOCKS.items():
-        if any(mark in name for mark in marks):
-            return block
-    return "norms"
+    return next((block for block, marks in BLOCKS.items() if any(mark in name for mark in marks)), "norms")
 
 
 def adapted_expert_tensors(model: "PeftModel") -> list[str]:
-    """The names of the expert tensors that an adapter trains.
-
-    Raises:
-        FtlibError: not every tensor named in the adapter's `target_parameters` is adapted.
-    """
+    """Name the expert tensors that an adapter trains, and check that it trains all of its `target_parameters`."""
     wanted = list(getattr(model.peft_config[model.active_adapter], "target_parameters", None) or [])
-    # PEFT nests the wrappers of one module, so a path may carry `.base_layer`, even more than once.
+    # PEFT nests the wrappers of one module, so a path may contain `.base_layer` several times.
     adapted = {
         f"{path.split('.layers.')[-1].replace('.base_layer', '')}.{module.parameter_name}"
         for path, module in model.named_modules()
@@ -88,17 +70,10 @@ def adapted_expert_tensors(model: "PeftModel") -> list[str]:
 
 
 def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
-    """Prove that every tensor of a saved adapter is in the model, with the saved values.
-
-    Args:
-        model: the base with the adapter loaded onto it.
-        adapter_dir: folder that holds `adapter_model.safetensors`.
-
-    Returns:
-        How many tensors were compared.
+    """Check that the model has every tensor of a saved adapter with the saved values; returns how many there are.
 
     Raises:
-        FtlibError: a tensor is missing or differs, as when the base is still packed in MXFP4.
+        FtlibError: a tensor is missing or differs, for example because the base is still packed in MXFP4.
     """
     import torch
     from peft import get_peft_model_state_dict
@@ -106,39 +81,28 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
 
     saved = load_file(adapter_dir / "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(model)
-    unsaved = sorted(loaded.keys() - saved.keys())
-    if unsaved:
-        raise FtlibError(f"adapter tensor {unsaved[0]} is not in the saved adapter; save it again, to the end")
     for name, tensor in saved.items():
         if name not in loaded:
             raise FtlibError(
-                f"adapter tensor {name} found no place in the model; load the base with Mxfp4Config(dequantize=True)"
+                f"adapter tensor {name} has no place in the model; load the base with Mxfp4Config(dequantize=True)"
             )
         here = loaded[name].to("cpu", tensor.dtype)
         if here.shape != tensor.shape or not torch.equal(here, tensor):
             raise FtlibError(f"adapter tensor {name} differs from the saved one; load the adapter onto a fresh base")
+    unsaved = sorted(loaded.keys() - saved.keys())
+    if unsaved:
+        raise FtlibError(f"adapter tensor {unsaved[0]} is missing in the saved adapter; save the adapter again")
     return len(saved)
 
 
 def check_merged(unmerged: "Tensor", merged: "Tensor") -> float:
-    """Make sure that merging an adapter into its base changed nothing but rounding.
-
-    Args:
-        unmerged: logits of the base with the adapter on it.
-        merged: logits of the merged model for the same tokens.
-
-    Returns:
-        The largest difference in a logit.
-
-    Raises:
-        FtlibError: it is more than rounding explains in this dtype.
-    """
+    """Check that merging an adapter changed no logit by more than rounding; returns the largest difference."""
     dtype = str(unmerged.dtype).removeprefix("torch.")
     difference = (merged - unmerged).abs().max().item()
     expected = MERGED_TOLERANCE[dtype] * unmerged.abs().max().item()
     if not difference <= expected:
         raise FtlibError(
-            f"the merged model answers otherwise: found logits {difference:.2g} apart, expected at most "
-            f"{expected:.2g} in {dtype}; merge the adapter that was loaded onto this base, once"
+            f"the merged model answers differently: found logits {difference:.2g} apart, expected at most "
+            f"{expected:.2g} in {dtype}; merge the adapter into the base that it was loaded onto, once"
         )
     return float(difference)

@@ -1,8 +1,7 @@
-"""Training that may be interrupted at any moment: what it leaves behind, and what it goes on from.
+"""Resume training that was interrupted at any moment, and replace a finished adapter as a whole.
 
-`Trainer` writes a checkpoint file by file into its final folder, so a kill in the middle leaves one that looks whole.
-Here a checkpoint counts only once it is sealed: a manifest with the checksum of each file, written last. The finished
-adapter is put in place as a whole as well.
+`Trainer` writes a checkpoint file by file into its final folder, so a kill leaves one that looks complete. Here a
+checkpoint counts only once it is sealed: with a manifest of checksums, written last.
 """
 
 import filecmp
@@ -10,7 +9,6 @@ import hashlib
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,41 +23,38 @@ from ftlib.session.session import Session
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftModel
 
 KEPT = 2
-"""Checkpoints that stay: while `Trainer` writes the third and drops the first, the second is whole."""
-
+"""Checkpoints that stay: while `Trainer` writes the third and removes the first, the second is complete."""
 PROGRESS = "progress.json"
+WEIGHTS = "adapter_model.safetensors"
+# Arguments that may change before training resumes, by how they begin: folders, logs, and how the work is shared.
+NOT_RECIPE = (
+    *("output_dir", "run_name", "project", "report_to", "trackio", "hub_", "push_", "log", "save_", "eval_", "resume"),
+    *("per_device_", "gradient_accumulation_steps", "use_cpu", "local_rank", "ddp_", "dataloader_", "disable_tqdm"),
+)
 
 
 def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | None:
-    """The checkpoint from which this run's training goes on; whatever a kill left half-written is removed.
-
-    Args:
-        session: the run.
-        rows: what it trains on, in this order.
-        resume: False removes the checkpoints, so that training starts again. A finished adapter stays until the new one
-            replaces it.
-
-    Returns:
-        The newest complete checkpoint's folder; None where training starts at the first update.
+    """Find the newest complete checkpoint, and remove incomplete ones; `resume` = False removes all.
 
     Raises:
-        FtlibError: going on would mix two recipes, starting would overwrite a finished adapter, another process trains
-            in the folder, or a rank does not see what rank 0 writes.
+        FtlibError: resuming would mix two recipes, starting would overwrite a finished adapter, another process trains
+            in the folder, or a rank does not see rank 0's files.
     """
     if session.is_main:
         session.claim_training()
-        _finish_replacing(session.adapter_dir)
+        _put_in_place(session)
     _meet(session)
-    found = sorted(session.checkpoints_dir.glob("checkpoint-[0-9]*"), key=_step)
+    found = sorted(session.checkpoints_dir.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
     complete = [folder for folder in found if manifest.is_complete(folder)] if resume else []
     if session.is_main:
         for folder in found:
             if folder not in complete:
                 shutil.rmtree(folder)
     if complete:
-        _check_same_recipe(session, complete[-1], _recipe(session, rows))
+        _check_same(session, complete[-1], "recipe", _recipe(session, rows))
         return complete[-1]
     if resume and manifest.is_complete(session.adapter_dir):
         raise FtlibError(
@@ -70,31 +65,21 @@ def last_complete(session: Session, rows: "Dataset", resume: bool) -> Path | Non
 
 
 def _meet(session: Session) -> None:
-    """Let no rank look for checkpoints before rank 0 has claimed the folder, nor in another folder than rank 0's."""
+    """Have all ranks wait until rank 0 has claimed the folder, and check that they see the same one."""
     if not torch.distributed.is_initialized():
         return
-    place, names = session.output_dir, [f"rank-0-was-here.{uuid.uuid4().hex}"]
-    if session.is_main:
-        (place / names[0]).touch()
-    torch.distributed.broadcast_object_list(names)
+    torch.distributed.barrier()
     seen = [False] * session.world_size
-    torch.distributed.all_gather_object(seen, (place / names[0]).exists())
-    if session.is_main:
-        for sign in place.glob("rank-0-was-here.*"):  # also that of a sitting which was killed just here
-            sign.unlink()
+    torch.distributed.all_gather_object(seen, (session.output_dir / "training.lock").exists())
     if not all(seen):
         raise FtlibError(
-            f"rank {seen.index(False)} does not see what rank 0 writes to {session.relative(place)}/; mount one folder "
-            "on all machines (on Azure ML an output with `mode: rw_mount`) and name it as output_root"
+            f"rank {seen.index(False)} does not see what rank 0 writes to {session.relative(session.output_dir)}/; "
+            "mount one folder on all machines (on Azure ML an output with `mode: rw_mount`) and name it as output_root"
         )
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
-
-
 def _recipe(session: Session, rows: "Dataset") -> dict[str, Any]:
-    """All that decides which adapter comes out, by name; how many processes share the work does not."""
+    """Everything in the profile and the data that decides which adapter comes out, by name."""
     profile = session.profile
     values = {
         "hub": profile.hub.model_dump(include={"model", "model_revision"}),
@@ -109,15 +94,24 @@ def _recipe(session: Session, rows: "Dataset") -> dict[str, Any]:
     return named | {"training rows": f"{len(rows)} with checksum {digest}"}
 
 
-def _check_same_recipe(session: Session, checkpoint: Path, recipe: dict[str, Any]) -> None:
-    earlier = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["recipe"]
-    changed = [name for name in recipe if earlier.get(name) != recipe[name]]
-    if changed:
-        name = changed[0]
-        raise FtlibError(
-            f"{session.relative(checkpoint)} was trained with {name} = {earlier.get(name)}, now it is {recipe[name]}; "
-            + _ways_out(session)
-        )
+def _arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The trainer's arguments that decide which adapter comes out, as JSON holds them."""
+    values = {name: value for name, value in args.to_dict().items() if not name.startswith(NOT_RECIPE)}
+    return dict(json.loads(json.dumps(values, default=str)))
+
+
+def _check_same(session: Session, checkpoint: Path, kind: str, now: dict[str, Any]) -> None:
+    earlier = _progress(checkpoint)[kind]
+    for name, value in now.items():
+        if earlier.get(name) != value:
+            raise FtlibError(
+                f"{session.relative(checkpoint)} was trained with {name} = {earlier.get(name)}, now it is {value}; "
+                + _ways_out(session)
+            )
+
+
+def _progress(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
 
 
 def _ways_out(session: Session) -> str:
@@ -127,33 +121,36 @@ def _ways_out(session: Session) -> str:
     )
 
 
-class Progress(TrainerCallback):
-    """Seals each checkpoint once `Trainer` has written it, and counts the time of training over all its sittings.
+def _check_untrained(model: "PeftModel") -> None:
+    starts_at_zero = model.active_peft_config.init_lora_weights is True
+    if starts_at_zero and any("lora_B" in name and weight.any() for name, weight in model.named_parameters()):
+        raise FtlibError(
+            "this adapter has been trained already, so training would not start at its first update; restart the "
+            "kernel and run all cells"
+        )
 
-    Args:
-        session: the run.
-        rows: what it trains on, in this order.
-        resumed_from: the checkpoint that training goes on from, if any.
-    """
+
+class Progress(TrainerCallback):
+    """Seals each checkpoint that `Trainer` writes, and adds up the seconds of training over interruptions."""
 
     def __init__(self, session: Session, rows: "Dataset", resumed_from: Path | None) -> None:
-        self._recipe = _recipe(session, rows)
-        self._earlier = 0.0
-        if resumed_from:
-            self._earlier = json.loads((resumed_from / PROGRESS).read_text(encoding="utf-8"))["seconds"]
-        self._started: float | None = None
-        self.seconds = self._earlier
+        self._session, self._recipe, self._resumed_from = session, _recipe(session, rows), resumed_from
+        self.seconds = self._earlier = _progress(resumed_from)["seconds"] if resumed_from else 0.0
+        self._started = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock; loading and tokenising are not training."""
+        """Check that the arguments are the checkpoint's, or the adapter untrained; start the clock."""
+        if self._resumed_from:
+            _check_same(self._session, self._resumed_from, "arguments", _arguments(args))
+        else:
+            _check_untrained(kwargs["model"])
         self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the clock."""
-        if self._started is not None:
-            self.seconds = self._earlier + time.monotonic() - self._started
+        self.seconds = self._earlier + time.monotonic() - self._started
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Seal the checkpoint that has just been written."""
@@ -161,60 +158,40 @@ class Progress(TrainerCallback):
             torch.distributed.barrier()  # each rank writes its random state into the same folder
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            progress = {"seconds": self.seconds, "recipe": self._recipe}
+            progress = {"seconds": self.seconds, "recipe": self._recipe, "arguments": _arguments(args)}
             (folder / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
             manifest.write(folder, [path.name for path in folder.iterdir()])
 
 
 @contextmanager
 def replacing(session: Session) -> Iterator[Path]:
-    """Give a folder to save the adapter into; once it is all there, it takes the place of `session.adapter_dir`.
+    """Yield a folder to save the adapter into; at the end it replaces `session.adapter_dir`.
 
-    A kill before that leaves the earlier adapter as it was. One that came out the same, as when a finished training is
-    run once more, stays with its card. What `Trainer` saves beside an adapter, its arguments as a pickle and a card
-    with nothing filled in, is left out.
+    A kill before that leaves the earlier adapter. One with the same weights stays too, with its model card.
     """
-    final, unfinished = session.adapter_dir, session.adapter_dir.with_name("adapter.unfinished")
+    final, unfinished = session.adapter_dir, _unfinished(session)
     if session.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished
     if session.is_main:
-        _put_in_place(unfinished, final)
+        if manifest.is_complete(final) and filecmp.cmp(final / WEIGHTS, unfinished / WEIGHTS, shallow=False):
+            shutil.rmtree(unfinished)
+        else:
+            for unwanted in ("training_args.bin", "README.md"):  # the trainer's pickle, and its empty card
+                (unfinished / unwanted).unlink(missing_ok=True)
+            manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
+        _put_in_place(session)
         session.keep_profile()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # no rank looks for the adapter before it is there
 
 
-def _put_in_place(unfinished: Path, final: Path) -> None:
-    for unwanted in ("training_args.bin", "README.md"):
-        (unfinished / unwanted).unlink(missing_ok=True)
-    _sort_target_modules(unfinished / "adapter_config.json")
-    manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
-    if manifest.is_complete(final) and filecmp.cmp(final / manifest.NAME, unfinished / manifest.NAME, shallow=False):
-        shutil.rmtree(unfinished)
-        return
-    if final.exists():
-        final.rename(_replaced(final))
-    unfinished.rename(final)
-    _finish_replacing(final)
+def _unfinished(session: Session) -> Path:
+    return session.adapter_dir.with_name("adapter.unfinished")
 
 
-def _replaced(final: Path) -> Path:
-    return final.with_name("adapter.replaced")
-
-
-def _finish_replacing(final: Path) -> None:
-    """Remove the earlier adapter once the new one is there, or put it back where a kill came between the two."""
-    earlier = _replaced(final)
-    if final.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-    elif earlier.exists():
-        earlier.rename(final)
-
-
-def _sort_target_modules(path: Path) -> None:
-    """PEFT keeps their names as a set and writes them in another order each time, as if the adapter were another."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config["target_modules"], list):  # and not a pattern
-        config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+def _put_in_place(session: Session) -> None:
+    """Let a new adapter that is complete replace the earlier one, also after a kill between the two steps."""
+    if manifest.is_complete(_unfinished(session)):
+        shutil.rmtree(session.adapter_dir, ignore_errors=True)
+        _unfinished(session).rename(session.adapter_dir)

@@ -1,7 +1,4 @@
-"""Ask a model and get its reply back by channel: what notebook 03 writes out once, for one prompt or many.
-
-And the other way round: given the reply that a data set holds, how likely does the model find it?
-"""
+"""Generate replies for one conversation or many, and score the replies that a data set holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -20,17 +17,11 @@ def generate_replies(
     conversations: Sequence[Messages],
     max_new_tokens: int,
 ) -> list[Reply]:
-    """Continue several conversations at once, greedily, so that the same model always says the same.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer; prompts are padded on the left so that all replies start together.
-        conversations: each a list of messages that ends with the user's.
-        max_new_tokens: where a reply that does not end is cut; it is then not `complete`.
-    """
+    """Continue several conversations at once, greedily; a reply that is cut at `max_new_tokens` is not `complete`."""
     import torch
 
     prompts = [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
+    # Padded on the left, so that all replies start together.
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     inputs = inputs.to(model.device)
     with torch.inference_mode():
@@ -49,12 +40,12 @@ def generate_reply(
 
 
 class Score(NamedTuple):
-    """How a model finds a reply that it is shown, token after token.
+    """How well a model predicts a given reply.
 
     Attributes:
         loss: mean negative log-likelihood of the reply's tokens, in nats; NaN where there are none.
         correct_tokens: tokens that the model itself would have written next.
-        tokens: tokens of the reply: reasoning, answer, markers and the one that ends it.
+        tokens: tokens of the reply: reasoning, answer and markers.
     """
 
     loss: float
@@ -65,28 +56,14 @@ class Score(NamedTuple):
 def score_replies(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages], max_length: int
 ) -> list[Score]:
-    """Score the last message of several conversations at once, each token given all that is before it.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer; conversations are padded on the right, where nothing looks back at the padding.
-        conversations: each a list of messages that ends with the assistant's.
-        max_length: tokens of a conversation after which it is cut, as training cuts it.
-    """
+    """Score the last message of several conversations at once; each is cut at `max_length` tokens, as in training."""
     import torch
 
     prompts = [_render(tokenizer, messages[:-1], add_generation_prompt=True) for messages in conversations]
     texts = [_render(tokenizer, messages) for messages in conversations]
     starts = torch.tensor([len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]])
-    inputs = tokenizer(
-        texts,
-        padding=True,
-        padding_side="right",
-        truncation=True,
-        max_length=max_length,
-        add_special_tokens=False,
-        return_tensors="pt",
-    )
+    limits: dict[str, Any] = {"truncation": True, "max_length": max_length, "add_special_tokens": False}
+    inputs = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **limits)
     ends = inputs["attention_mask"].sum(dim=1)
     places = torch.arange(inputs["input_ids"].shape[1])
     # What is computed at one place predicts the token at the next.
@@ -95,8 +72,7 @@ def score_replies(
     targets = inputs["input_ids"][:, 1:][predicting[:, :-1]].split(counts)
     with torch.inference_mode():
         hidden = model.get_decoder()(**inputs.to(model.device), use_cache=False).last_hidden_state
-        # From here on the replies' tokens alone, and one reply at a time: gpt-oss knows 201,088 tokens, and logits of
-        # whole conversations would fill a GPU.
+        # One reply at a time, without its prompt: over 201,088 tokens, the logits of all would fill a GPU.
         replies = hidden[predicting].split(counts)
         return [_score(model, *reply) for reply in zip(replies, targets, strict=True)]
 

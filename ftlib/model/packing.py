@@ -1,23 +1,34 @@
-"""Rows that share one sequence, kept from seeing one another.
+"""Batches without padding: rows lie end to end in one sequence, and attention masks keep them apart.
 
-A batch without padding lays its rows end to end; `position_ids`, which begin again at each row, tell them apart.
-transformers makes masks of them where a model passes them on, which `GptOssModel.forward` in 5.23 does not
-(huggingface/transformers#39997, open). With eager or flex attention a row would then read those before it, and nothing
-would say so. Here the masks are made before it is called.
+`position_ids`, which restart at each row, tell the rows apart. `GptOssModel.forward` in transformers 5.23 does not pass
+them on to its masks (huggingface/transformers#39997, open), so each row would silently read the rows before it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+
+def collator(
+    model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", padding_free: bool
+) -> "DataCollatorForLanguageModeling | None":
+    """The `data_collator` for SFTTrainer: None, its own default, for padded batches.
+
+    For batches without padding, the model (a gpt-oss, or a PEFT model around one) is also made to keep rows apart.
+    """
+    if not padding_free:
+        return None
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    isolate_rows(model)
+    return DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=True)
 
 
 def isolate_rows(model: "nn.Module") -> None:
-    """From now on, have a gpt-oss keep apart the rows of batches without padding; other batches pass as they are.
-
-    Args:
-        model: a gpt-oss, or a PEFT model around one; the guard stays with it.
-    """
+    """Make a gpt-oss keep the rows of batches without padding apart, from now on; padded batches stay as they are."""
     from transformers import GptOssModel
 
     for module in model.modules():
@@ -26,7 +37,7 @@ def isolate_rows(model: "nn.Module") -> None:
 
 
 def _mask_by_row(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give the model its two masks, for layers of full and of sliding attention, where it would make them itself."""
+    """Pass the masks for layers of full and of sliding attention that the model would otherwise make itself."""
     import torch
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
@@ -36,7 +47,7 @@ def _mask_by_row(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         return args, kwargs
     settings = {
         "config": model.config,
-        # Of the embeddings only the shape, the dtype and the device are looked at.
+        # Only the shape, dtype and device of the embeddings matter.
         "inputs_embeds": torch.empty((*input_ids.shape, 1), dtype=model.dtype, device=input_ids.device),
         "attention_mask": None,
         "past_key_values": None,

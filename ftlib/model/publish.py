@@ -1,4 +1,4 @@
-"""What goes up to the Hub, and the card that tells others what it is, how it was made and how well it does."""
+"""What goes up to the Hub: the adapter's files, and a model card that says how it was made and how well it does."""
 
 import numbers
 import re
@@ -15,37 +15,59 @@ if TYPE_CHECKING:
     import pandas as pd
     from huggingface_hub import EvalResult, ModelCard
 
-# The adapter, its card, its checksums and the tokenizer with its template. The trainer also saves its arguments as a
-# pickle, which nobody should have to open. The card is not in the manifest: it is written again with the results.
+# Not `training_args.bin`: it is a pickle, which nobody should have to open.
 ADAPTER_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "README.md",
-    manifest.NAME,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    *("adapter_config.json", "adapter_model.safetensors", "README.md", manifest.NAME),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 
-USAGE = """\
-Load the base dequantised: the adapter's experts find no place in a base that is still packed in MXFP4.
+CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A LoRA adapter for `{{ hub.model }}`, trained on {{ data }}.
+
+## Measured
+
+{% for label, value in measured.items() -%}
+- {{ label }}: {{ value if value is string else "%.4g" % value }}
+{% endfor %}
+## Recipe
+
+- Base model: {{ hub.model }} at {{ hub.model_revision }}
+- Data set: {{ data }}
+- LoRA: r {{ lora.r }}, alpha {{ lora.lora_alpha }}, {{ lora.target_modules }};
+  experts of layers {{ recipe.expert_layers | list }}
+- Trained on: {{ "the assistant turns only" if train.assistant_only_loss else "whole conversations" }}
+  (assistant_only_loss {{ train.assistant_only_loss | lower }}), up to {{ train.max_length }} tokens
+- Training: {{ training.global_step }} steps of {{ recipe.effective_batch_size }} rows, {{ train.lr_scheduler_type }},
+  learning rate {{ "%g" % train.learning_rate }}, warm-up {{ "%g" % train.warmup_steps }},
+  mean loss {{ "%.4f" % training.training_loss }}, seed {{ train.seed }}
+- Libraries: {{ libraries }}
+
+## Use
+
+Load the base dequantised: the adapter's experts have no place in a base that is still packed in MXFP4.
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, pipeline
 
 base = AutoModelForCausalLM.from_pretrained(
-    "{base}",
-    revision="{revision}",
+    "{{ hub.model }}",
+    revision="{{ hub.model_revision }}",
     quantization_config=Mxfp4Config(dequantize=True),
     device_map="auto",
 )
-model = PeftModel.from_pretrained(base, "{repo}")  # revision="…" pins the adapter, too
-generator = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained("{repo}"))
+model = PeftModel.from_pretrained(base, "{{ repo }}")  # revision="…" pins the adapter, too
+generator = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained("{{ repo }}"))
 messages = [
-    {{"role": "system", "content": "reasoning language: French"}},
-    {{"role": "user", "content": "What is the capital of Australia?"}},
+    {"role": "system", "content": "reasoning language: French"},
+    {"role": "user", "content": "What is the capital of Australia?"},
 ]
 print(generator(messages, return_full_text=False, skip_special_tokens=False)[0]["generated_text"])
 ```
@@ -53,13 +75,10 @@ print(generator(messages, return_full_text=False, skip_special_tokens=False)[0][
 
 
 def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
-    """The files of a saved adapter that go up to the Hub, and their sizes.
-
-    Returns:
-        Index file, column bytes.
+    """List the files of a saved adapter that go up to the Hub: index file, column bytes.
 
     Raises:
-        FtlibError: one of them is missing or is not what was saved.
+        FtlibError: one of them is missing or has changed since it was saved.
     """
     import pandas as pd
 
@@ -76,15 +95,7 @@ def _check_finished(adapter_dir: Path) -> None:
 
 
 def push(profile: Profile, adapter_dir: Path, command: str) -> str:
-    """Push a finished adapter as notebook 05 does: all of it in one commit, so that it is there whole or not at all.
-
-    Args:
-        profile: the profile that it was trained with.
-        adapter_dir: where it was saved.
-        command: the command line that does it again, for a person to read where it fails.
-
-    Returns:
-        The repository's address.
+    """Push a finished adapter as notebook 05 does, in one commit, and return the repository's address.
 
     Raises:
         FtlibError: there is no finished adapter, or the token may not push it.
@@ -106,48 +117,48 @@ def model_card(
     """Write the adapter's model card.
 
     Args:
-        profile: the profile that it was trained with.
+        profile: the profile that the adapter was trained with.
         repo: its name on the Hub.
         training: the record of notebook 04.
-        results: what has been measured of it so far, as label and value. Numbers also go into the metadata; what is
-            None was not measured and is left out.
+        results: measurements by label. Numbers also go into the metadata; what is None is left out.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    data, name = profile.data, repo.split("/")[-1]
     measured = {label: value for label, value in results.items() if value is not None}
     eval_results = _eval_results(profile, measured)
     metadata = ModelCardData(
         base_model=profile.hub.model,
-        datasets=None if profile.data.is_local else [profile.data.dataset],
+        datasets=None if data.is_local else [data.dataset],
         library_name="peft",
         pipeline_tag="text-generation",
         license="apache-2.0",
         tags=["lora", "sft", "trl"],
-        model_name=repo.split("/")[-1] if eval_results else None,
+        model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
-    sections = [
-        f"# {repo.split('/')[-1]}",
-        f"A LoRA adapter for `{profile.hub.model}`, trained on {_data(profile)}.",
-        _section("Measured", {label: _number(value) for label, value in measured.items()}),
-        _section("Recipe", _recipe(profile, training)),
-        _section("Libraries", {name: version(name) for name in LIBRARIES}),
-        "## Use\n\n" + USAGE.format(repo=repo, base=profile.hub.model, revision=profile.hub.model_revision),
-    ]
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections))
+    values = {
+        **dict(profile),
+        "name": name,
+        "repo": repo,
+        "data": f"{data.shown}, a local file" if data.is_local else f"{data.dataset} at {data.revision}",
+        "measured": measured,
+        "training": training,
+        "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
+    }
+    return ModelCard.from_template(metadata, template_str=CARD, **values)
 
 
 def _eval_results(profile: Profile, measured: Mapping[str, str | float]) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
-    data = profile.data
-    kept = data.held_out_share > 0 and not data.is_local
+    own = profile.data.held_out_share > 0 and not profile.data.is_local
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=data.dataset if kept else "held-out",
+            dataset_type=profile.data.dataset if own else "held-out",
             dataset_name="questions held out from training",
-            dataset_revision=data.revision if kept else None,
+            dataset_revision=profile.data.revision if own else None,
             metric_type=re.sub(r"\W+", "_", label.lower()).strip("_"),
             metric_name=label,
             metric_value=float(value),
@@ -155,31 +166,3 @@ def _eval_results(profile: Profile, measured: Mapping[str, str | float]) -> "lis
         for label, value in measured.items()
         if isinstance(value, numbers.Real)
     ]
-
-
-def _number(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def _section(title: str, values: dict[str, str]) -> str:
-    return "\n".join([f"## {title}", "", *(f"- {label}: {value}" for label, value in values.items())])
-
-
-def _data(profile: Profile) -> str:
-    data = profile.data
-    return f"{data.shown}, a local file" if data.is_local else f"{data.dataset} at {data.revision}"
-
-
-def _recipe(profile: Profile, training: dict[str, Any]) -> dict[str, str]:
-    lora, train, recipe = profile.lora, profile.train, profile.recipe
-    return {
-        "Base model": f"{profile.hub.model} at {profile.hub.model_revision}",
-        "Data set": _data(profile),
-        "LoRA": f"r {lora.r}, alpha {lora.lora_alpha}, {lora.target_modules}; "
-        f"experts of layers {list(recipe.expert_layers)}",
-        "Trained on": f"{'the assistant turns only' if train.assistant_only_loss else 'whole conversations'} "
-        f"(assistant_only_loss {str(train.assistant_only_loss).lower()}), up to {train.max_length} tokens",
-        "Training": f"{training['global_step']} steps of {recipe.effective_batch_size} rows, "
-        f"learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, warm-up {train.warmup_steps:g}, "
-        f"mean loss {training['training_loss']:.4f}, seed {train.seed}",
-    }

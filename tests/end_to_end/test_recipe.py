@@ -1,7 +1,7 @@
-"""The 20B recipe as far as it can be proven without the 20B: notebook 04's own cells, executed on its profile.
+"""Notebook 04's own cells, executed on the 20B profile, build the blog post's recipe: what can be proven without a GPU.
 
-The model is of the published shape and weightless, on the meta device. Where an object has to be built on this machine,
-a profile that extends `gpt-oss-20b` changes what a CPU cannot do (`bf16`, `use_cpu`) and nothing else.
+The model has the published shape and no weights, on the meta device. Where an object has to be built on this machine, a
+profile that extends `gpt-oss-20b` changes what a CPU cannot do (`bf16`, `use_cpu`) and nothing else.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ import torch
 from datasets import Dataset
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ftlib import profiles
 from ftlib.model import adapters, architecture
 from ftlib.profiles import Profile
 
 NOTEBOOK = "04_train_lora"
-PUBLISHED_SHAPE = GptOssConfig(**architecture.config_json(profiles.load("gpt-oss-20b").hub))
-# What the blog post trained with; the names are today's (it said `warmup_ratio`), and the last three were defaults.
-SEED = {
+# What the blog post trained with, by today's names; the last three were defaults.
+BLOG_POST = {
     "learning_rate": 2e-4,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 4,
@@ -37,8 +37,7 @@ SEED = {
     "optim": "adamw_torch_fused",
     "train_sampling_strategy": "random",
 }
-# One rank of four, in a process group that only pretends to have the others. It plans as the real one would: its
-# sampler, its dataloader and Trainer all ask torch.distributed.
+# One rank of four, in a process group that only pretends to have the others.
 RANK_0_OF_4 = """
 import json
 from pathlib import Path
@@ -75,7 +74,6 @@ def on_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session(tmp_path: Path) -> SimpleNamespace:
-    """One process's session, whose curves nobody wants."""
     return SimpleNamespace(
         world_size=1,
         is_main=False,
@@ -86,50 +84,31 @@ def session(tmp_path: Path) -> SimpleNamespace:
     )
 
 
-@pytest.fixture(scope="module")
-def weightless() -> GptOssForCausalLM:
-    with torch.device("meta"):
-        return GptOssForCausalLM(PUBLISHED_SHAPE)
-
-
 @pytest.fixture
-def build_trainer(
+def trainer(
     notebooks: Any,
     session: SimpleNamespace,
     on_a_cpu: Path,
     model: GptOssForCausalLM,
     with_adapter: Callable[..., Any],
     tokenizer: PreTrainedTokenizerFast,
-) -> Callable[..., SFTTrainer]:
-    """Executes the notebook's cells up to its trainer, on the tiny model; `without` is cut out of them first."""
-
-    def build(rows: Dataset, without: str = "") -> SFTTrainer:
-        namespace: dict[str, Any] = {"profile": profiles.load(on_a_cpu), "session": session}
-        namespace |= {"peft_model": with_adapter(model), "train_dataset": rows, "tokenizer": tokenizer, "resume": True}
-        source = "\n".join(notebooks.cells_for(NOTEBOOK, "trainer", namespace))
-        assert without in source
-        exec(source.replace(without, ""), namespace)
-        return namespace["trainer"]
-
-    return build
+    sample: Dataset,
+) -> SFTTrainer:
+    """The trainer as the notebook's cells build it, with the tiny model."""
+    given = {"profile": profiles.load(on_a_cpu), "session": session, "tokenizer": tokenizer, "resume": True}
+    return notebooks.run(NOTEBOOK, "trainer", given | {"peft_model": with_adapter(model), "train_dataset": sample})
 
 
-def test_lora_adapts_what_the_seed_adapted(
-    notebooks: Any, large: Profile, weightless: GptOssForCausalLM, capsys: pytest.CaptureFixture[str]
+def test_lora_adapts_what_the_blog_post_adapted(
+    notebooks: Any, large: Profile, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with torch.device("meta"):
+        weightless = GptOssForCausalLM(GptOssConfig(**architecture.config_json(large.hub)))
     namespace: dict[str, Any] = {"profile": large, "model": weightless}
     notebooks.run(NOTEBOOK, "peft_model", namespace)
     peft_config, peft_model = namespace["peft_config"], namespace["peft_model"]
     assert (peft_config.r, peft_config.lora_alpha, peft_config.lora_dropout) == (8, 16, 0)
     assert (peft_config.bias, peft_config.use_rslora, peft_config.modules_to_save) == ("none", False, None)
-    assert namespace["target_parameters"] == [
-        "7.mlp.experts.gate_up_proj",
-        "7.mlp.experts.down_proj",
-        "15.mlp.experts.gate_up_proj",
-        "15.mlp.experts.down_proj",
-        "23.mlp.experts.gate_up_proj",
-        "23.mlp.experts.down_proj",
-    ]
     assert peft_model.get_nb_trainable_parameters() == (15_040_512, 20_929_797_696)
     assert "trainable params: 15,040,512 || all params: 20,929,797,696" in capsys.readouterr().out
     assert len(adapters.adapted_expert_tensors(peft_model)) == 6
@@ -138,61 +117,28 @@ def test_lora_adapts_what_the_seed_adapted(
     assert peft_config.revision == large.hub.model_revision, "who loads the adapter gets the base that it was made for"
 
 
-def test_model_is_loaded_as_the_seed_loaded_it(
-    notebooks: Any, large: Profile, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: dict[str, Any] = {}
-    loader = SimpleNamespace(from_pretrained=lambda name, **settings: loaded.update(name=name, **settings))
-    monkeypatch.setattr("transformers.AutoModelForCausalLM", loader)
-    session.device = "cuda:0"
-    notebooks.run(NOTEBOOK, "model", {"profile": large, "session": session})
-    assert loaded.pop("quantization_config").dequantize
-    assert loaded == {
-        "name": "openai/gpt-oss-20b",
-        "revision": large.hub.model_revision,
-        "attn_implementation": "eager",
-        "experts_implementation": "eager",
-        "dtype": torch.bfloat16,
-        "use_cache": False,
-        "device_map": "cuda:0",
-        "use_safetensors": True,
-    }
-
-
-def test_training_arguments_are_the_seeds_number_for_number(
+def test_training_arguments_are_the_blog_posts_number_for_number(
     notebooks: Any, large: Profile, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.SFTConfig", dict)
     given = notebooks.run(NOTEBOOK, "training_args", {"profile": large, "session": session})
-    assert {name: given[name] for name in SEED} == SEED
-    assert given["seed"] == 42, "the Trainer's default, which the seed left alone"
-    assert given["use_cpu"] is False
-    assert given["router_aux_loss_coef"] == 0.0
-    assert given["assistant_only_loss"] is False
-    unasked = {"packing", "padding_free", "max_steps", "weight_decay", "loss_type"}
-    assert unasked & set(given) == set()
+    assert {name: given[name] for name in BLOG_POST} == BLOG_POST
+    assert given["seed"] == 42, "the Trainer's default, which the blog post left alone"
+    assert (given["use_cpu"], given["assistant_only_loss"]) == (False, False)
+    assert given["activation_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert {"packing", "padding_free", "max_steps", "weight_decay", "loss_type"} & set(given) == set()
+    model = large.model
+    assert (model.attn_implementation, model.experts_implementation, model.dtype) == ("eager", "eager", "bfloat16")
 
 
-def test_training_arguments_can_be_built(
-    notebooks: Any, on_a_cpu: Path, session: SimpleNamespace, recwarn: pytest.WarningsRecorder
-) -> None:
-    given = {"profile": profiles.load(on_a_cpu), "session": session}
-    training_args = notebooks.run(NOTEBOOK, "training_args", given)
-    assert training_args.activation_checkpointing is True
-    assert training_args.activation_checkpointing_kwargs == {"use_reentrant": False}
-    assert training_args.ddp_find_unused_parameters is False
-    assert training_args.push_to_hub is False, "notebook 05 pushes, with a card"
-    assert not [str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)]
-
-
-def test_63_steps_of_16_rows_with_one_process(build_trainer: Callable[..., SFTTrainer], sample: Dataset) -> None:
-    trainer = build_trainer(sample)
+def test_63_steps_of_16_rows_with_one_process(trainer: SFTTrainer) -> None:
     assert len(trainer.train_dataset) == 1_000, "no row is dropped, split or packed"
     _, _, examples, _, batch, _, steps = trainer.set_initial_training_values(
         trainer.args, trainer.get_train_dataloader()
     )
     assert (examples, batch, steps) == (1_000, 16, 63)
-    assert not trainer.aux_loss_enabled
+    assert not trainer.aux_loss_enabled, "TRL would add the 0.9 of the published configuration"
+    assert trainer.data_collator == DataCollatorForLanguageModeling(trainer.processing_class.pad_token_id)
 
     # Two steps of warm-up, then a cosine that ends at a tenth.
     assert trainer.args.get_warmup_steps(steps) == 2
@@ -216,22 +162,3 @@ def test_63_steps_of_16_rows_with_four_processes(
     world_size, accumulation, _, _, examples, _, batch, _, steps = run_python(code, OMP_NUM_THREADS="1", **ranks)
     assert (world_size, accumulation) == (4, 1)
     assert (examples, batch, steps) == (1_000, 16, 63)
-
-
-def test_without_the_guard_trl_would_add_the_routers_loss(
-    build_trainer: Callable[..., SFTTrainer],
-    base_model: GptOssForCausalLM,
-    sample: Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    """The published configuration carries a weight of 0.9, and TRL takes it for a wish."""
-    trainer = build_trainer(sample.select(range(4)), without="router_aux_loss_coef=0.0,")
-    assert trainer.aux_loss_enabled
-    assert trainer.model.config.output_router_logits
-    assert trainer.router_aux_loss_coef == PUBLISHED_SHAPE.router_aux_loss_coef == 0.9
-
-    batch = tokenizer.apply_chat_template(sample["messages"][0], return_tensors="pt")
-    with torch.no_grad():
-        with_it = trainer.model(**batch, labels=batch["input_ids"]).loss
-        without = base_model(**batch, labels=batch["input_ids"]).loss
-    assert with_it > without + 0.5, "another objective, and nothing would say so"

@@ -40,23 +40,24 @@ class Launch:
             text=True,
         )
 
-    def processes(self) -> Iterator[psutil.Process]:
+    def processes(self) -> Iterator[tuple[psutil.Process, dict[str, str], list[str]]]:
+        """Those that are running, with their environment and command line."""
         for process in psutil.process_iter():
             try:
-                if process.environ().items() >= self._mark.items() and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+                environment = process.environ()
+                if environment.items() >= self._mark.items() and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process, environment, process.cmdline()
             except (psutil.Error, OSError):  # it has just ended, or is somebody else's
                 continue
 
     def find(self, program: str, rank: int) -> psutil.Process | None:
         """The process of a rank that runs `ftlib.cli` or, once it has begun, `ipykernel_launcher`."""
-        for process in self.processes():
-            try:
-                if process.environ().get("RANK") == str(rank) and program in process.cmdline():
-                    return process
-            except (psutil.Error, OSError):
-                continue
-        return None
+        found = (
+            each
+            for each, environment, line in self.processes()
+            if environment.get("RANK") == str(rank) and program in line
+        )
+        return next(found, None)
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +68,7 @@ class Launch:
 
     def kill(self) -> None:
         """End everything at once, as when a machine is taken away."""
-        while left := list(self.processes()):
+        while left := [process for process, *_ in self.processes()]:
             for process in left:
                 try:
                     process.kill()
@@ -77,7 +78,7 @@ class Launch:
         self._process.wait()
 
     def end(self) -> tuple[int, str]:
-        """Wait until it is over and nobody is left; returns its exit code and what it said of an error."""
+        """Wait until it is over and no process is left; returns its exit code and what it said of an error."""
         latest = time.monotonic() + HANGING_S
         said = self._process.communicate(timeout=HANGING_S)[1]
         while left := list(self.processes()):
@@ -95,9 +96,9 @@ def kill_all() -> None:
         LAUNCHED.pop().kill()
 
 
-def ranks(folder: Path, *options: str, **environment: str) -> Launch:
+def ranks(folder: Path, *options: str) -> Launch:
     """Two ranks of this machine, started by `--nproc`."""
-    return Launch([*TRAIN, "--nproc", "2", *options], folder, environment)
+    return Launch([*TRAIN, "--nproc", "2", *options], folder)
 
 
 def nodes(folder: Path, *options: str) -> list[Launch]:
@@ -108,7 +109,7 @@ def nodes(folder: Path, *options: str) -> list[Launch]:
 
 
 def azure_ml(*folders: Path, **environment: str) -> list[Launch]:
-    """The command itself once a rank, on a machine with its folder each, told by the environment who it is."""
+    """The command itself once a rank, each on a machine with a folder of its own, as Azure ML starts it."""
     shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [Launch(TRAIN, folder, {**shared, **environment, "RANK": str(rank)}) for rank, folder in enumerate(folders)]
 
