@@ -1,6 +1,6 @@
-"""A notebook's own cells, executed as they stand without Jupyter, as far as they lead to one variable.
+"""Executes a notebook's own cells, without Jupyter, up to one variable.
 
-So that whatever else builds a model or a trainer, a benchmark or a test, builds the one that the notebook builds.
+A benchmark or a test that needs a model or a trainer gets exactly what the notebook builds.
 """
 
 import ast
@@ -25,7 +25,7 @@ def read(notebook: Path) -> list[str]:
 
 
 def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[str]:
-    """The cells that it takes to arrive at a variable, in order, for who has what is `given`.
+    """The cells needed to compute a variable, in order; names in `given` need no cell.
 
     Raises:
         FtlibError: no cell makes it, or there is no such notebook.
@@ -46,12 +46,12 @@ def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[st
 
 
 def run(variable: str, notebook: Path, namespace: dict[str, Any]) -> Any:
-    """Execute the cells that it takes to arrive at a variable; returns its value.
+    """Execute the cells needed to compute a variable and return its value.
 
     Args:
-        variable: what is wanted.
+        variable: the variable's name.
         notebook: the notebook's file.
-        namespace: what is there already, by name; the cells add what they bind.
+        namespace: variables that exist already, by name; the cells add theirs.
     """
     for cell in leading_to(variable, notebook, namespace):
         exec(cell, namespace)
