@@ -114,10 +114,13 @@ def bench(
     from ftlib import start
 
     session = start(profile, output_root)
+    from transformers.utils import logging
+
     from ftlib.runner import bench
     from ftlib.runner.execution import shown
     from ftlib.session import records
 
+    logging.set_verbosity_error()
     console = Console()
     result = bench.run(profile, rounds, updates, console)
     written = records.write(session.output_dir, "bench", result)

@@ -37,11 +37,9 @@ ACCOUNT = "learner"
 MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
-_KINDS = {"model": "models", "dataset": "datasets"}  # in a request's body, and in an address
 _FRONT_MATTER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|\Z)", re.DOTALL)
 _NAME = re.compile(r"\w[\w.-]{0,95}", re.ASCII)
-# RepoCard.validate sends no token.
-_OPEN_PATH = "/api/validate-yaml"
+_OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
 
 
 class File(BaseModel, frozen=True):
@@ -61,9 +59,8 @@ class Commit(BaseModel, frozen=True):
 
 
 class Repo(BaseModel, frozen=True):
-    """A repository with its commits, newest first; `kind` is "models" or "datasets"."""
+    """A repository with its commits, newest first."""
 
-    kind: str
     id: str
     private: bool
     commits: tuple[Commit, ...]
@@ -73,7 +70,7 @@ class Repo(BaseModel, frozen=True):
         for commit in self.commits:
             if revision in ("main", commit.id):
                 return commit
-        raise _refusal(404, f"{self.id} has no revision {revision!r}; expected 'main' or a commit id", "Revision")
+        raise _refusal(404, f"{self.id} has no revision {revision!r}: expected 'main' or a commit id", "Revision")
 
 
 def revision(folder: str, assets_dir: Path = ASSETS) -> str:
@@ -105,7 +102,7 @@ def _refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill half-way, finds the old file or the new one and never a part."""
+    """Write a file that a reader, or a kill half-way, finds whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -116,20 +113,15 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 class RepoStore:
-    """Repositories on disk: the shipped two, read-only, and those pushed under `state_dir`.
-
-    Args:
-        state_dir: keeps pushed repositories and their blobs; several servers may share it.
-        assets_dir: holds manifest.json and the files it lists under model/ and dataset/.
-
-    Raises:
-        FtlibError: a shipped file is missing or is not the one in the manifest.
-    """
+    """Repositories on disk: the shipped two, read-only, and the models pushed to `state_dir`."""
 
     def __init__(self, state_dir: Path, assets_dir: Path) -> None:
         self._state = state_dir
         self._assets = assets_dir
-        self._shipped = [self._read_shipped("model", MODEL_ID), self._read_shipped("dataset", DATASET_ID)]
+        self._shipped = {
+            ("models", MODEL_ID): self._read_shipped("model", MODEL_ID),
+            ("datasets", DATASET_ID): self._read_shipped("dataset", DATASET_ID),
+        }
 
     def _read_shipped(self, folder: str, repo_id: str) -> Repo:
         files = {}
@@ -143,34 +135,33 @@ class RepoStore:
         # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
         later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
         main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
-        return Repo(kind=_KINDS[folder], id=repo_id, private=False, commits=(main, pinned))
+        return Repo(id=repo_id, private=False, commits=(main, pinned))
 
     def _lock(self) -> FileLock:
         self._state.mkdir(parents=True, exist_ok=True)
         return FileLock(self._state / ".lock")
 
-    def _record(self, kind: str, repo_id: str) -> Path:
-        """Where a pushed repository is kept; a name that could lead out of the folder is unknown."""
-        if kind not in _KINDS.values() or not all(_NAME.fullmatch(part) for part in repo_id.split("/")):
+    def _record(self, repo_id: str) -> Path:
+        """Where a pushed model is kept; an id that could lead out of the folder is refused."""
+        if not all(_NAME.fullmatch(part) for part in repo_id.split("/")):
             raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
-        return self._state / kind / f"{repo_id}.json"
+        return self._state / "models" / f"{repo_id}.json"
 
     def get(self, kind: str, repo_id: str) -> Repo:
-        """Read a repository as it is on disk now, whichever server pushed to it."""
-        for repo in self._shipped:
-            if (repo.kind, repo.id) == (kind, repo_id):
-                return repo
-        if not self._record(kind, repo_id).is_file():
+        """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
+        if (kind, repo_id) in self._shipped:
+            return self._shipped[kind, repo_id]
+        if kind != "models" or not (record := self._record(repo_id)).is_file():
             known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
             raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
-        return Repo.model_validate_json(self._record(kind, repo_id).read_bytes())
+        return Repo.model_validate_json(record.read_bytes())
 
     def content(self, repo: Repo, commit: Commit, path: str) -> Path:
         """Find a file's bytes on disk."""
         if path not in commit.files:
             raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
-        if repo in self._shipped:
-            return self._assets / ("model" if repo.kind == "models" else "dataset") / path
+        if repo in self._shipped.values():
+            return self._assets / ("model" if repo.id == MODEL_ID else "dataset") / path
         return self._state / "blobs" / commit.files[path].oid
 
     def check_writable(self, repo_id: str) -> None:
@@ -178,26 +169,26 @@ class RepoStore:
         if not repo_id.startswith(f"{ACCOUNT}/"):
             raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
 
-    def create(self, kind: str, repo_id: str, private: bool) -> bool:
+    def create(self, repo_id: str, private: bool) -> bool:
         """Make an empty repository; False if it exists."""
         self.check_writable(repo_id)
         with self._lock():
-            if self._record(kind, repo_id).exists():
+            if self._record(repo_id).exists():
                 return False
-            self._append(Repo(kind=kind, id=repo_id, private=private, commits=()), {}, "initial commit")
+            self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
             return True
 
-    def delete(self, kind: str, repo_id: str) -> None:
-        """Remove a repository and its history; blobs stay."""
+    def delete(self, repo_id: str) -> None:
+        """Remove a repository and its history; its blobs stay."""
         self.check_writable(repo_id)
-        self.get(kind, repo_id)
-        self._record(kind, repo_id).unlink()
+        self.get("models", repo_id)
+        self._record(repo_id).unlink()
 
-    def commit(self, kind: str, repo_id: str, title: str, contents: dict[str, bytes]) -> Commit:
+    def commit(self, repo_id: str, title: str, contents: dict[str, bytes]) -> Commit:
         """Add or replace files, all of them or none."""
         self.check_writable(repo_id)
         with self._lock():
-            repo = self.get(kind, repo_id)
+            repo = self.get("models", repo_id)
             files = {path: _git_file(data) for path, data in contents.items()}
             for path, data in contents.items():
                 _write_whole(self._state / "blobs" / files[path].oid, data)
@@ -205,15 +196,14 @@ class RepoStore:
 
     def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
         draft = Commit(id="", date=_now(), title=title, files=files)
-        seed = repo.kind + repo.id + "".join(old.id for old in repo.commits) + draft.model_dump_json()
-        commit = draft.model_copy(update={"id": hashlib.sha1(seed.encode()).hexdigest()})
+        commit = draft.model_copy(update={"id": hashlib.sha1((repo.id + draft.model_dump_json()).encode()).hexdigest()})
         longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
-        _write_whole(self._record(repo.kind, repo.id), longer.model_dump_json(indent=1).encode())
+        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
         return commit
 
 
 def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
-    """Describe every file and folder of a commit as the Hub's tree does, by path."""
+    """Every file and folder of a commit by path, as the Hub's tree describes them."""
     entries: dict[str, dict[str, Any]] = {}
     for path, file in sorted(files.items()):
         for folder in [str(parent) for parent in PurePosixPath(path).parents][-2::-1]:
@@ -238,12 +228,10 @@ class _Api:
             ("DELETE", "/api/repos/delete", self.delete),
             ("GET", repo, self.info),
             ("GET", repo + "/revision/{revision}", self.info),
-            ("GET", repo + "/tree/{revision}", self.tree),
-            ("GET", repo + "/tree/{revision}/{path:path}", self.tree),
+            ("GET", repo + "/tree/{revision}{path:path}", self.tree),
             ("POST", repo + "/paths-info/{revision}", self.paths_info),
             ("GET", repo + "/commits/{revision}", self.commits),
-            ("GET", repo + "/auth-check", self.auth_check),
-            ("GET", repo + "/auth-check/write", self.auth_check),
+            ("GET", repo + "/auth-check{write:path}", self.auth_check),
             ("POST", repo + "/preupload/{revision}", self.preupload),
             ("POST", repo + "/commit/{revision}", self.commit),
             ("GET", "/{kind}" + file, self.resolve),
@@ -256,7 +244,7 @@ class _Api:
         """Find the repository, commit and path that a request's address names."""
         given = request.path_params
         repo = self._store.get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
-        return repo, repo.at(given.get("revision", "main")), given.get("path", "")
+        return repo, repo.at(given.get("revision", "main")), given.get("path", "").strip("/")
 
     async def validate_yaml(self, request: Request) -> Response:
         block = _FRONT_MATTER.match((await request.json())["content"])
@@ -274,12 +262,12 @@ class _Api:
 
     async def create(self, request: Request) -> Response:
         asked = await request.json()
-        kind, repo_id = _wanted(asked)
-        made = self._store.create(kind, repo_id, private=asked.get("visibility") == "private")
-        return JSONResponse({"name": repo_id, "url": _web_url(request, kind, repo_id)}, 200 if made else 409)
+        repo_id = _model_id(asked)
+        made = self._store.create(repo_id, private=asked.get("visibility") == "private")
+        return JSONResponse({"name": repo_id, "url": f"{request.base_url}{repo_id}"}, 200 if made else 409)
 
     async def delete(self, request: Request) -> Response:
-        self._store.delete(*_wanted(await request.json()))
+        self._store.delete(_model_id(await request.json()))
         return JSONResponse({})
 
     async def info(self, request: Request) -> Response:
@@ -312,7 +300,7 @@ class _Api:
 
     async def auth_check(self, request: Request) -> Response:
         repo, _, _ = self._located(request)
-        if request.url.path.endswith("/write"):
+        if request.path_params["write"]:
             self._store.check_writable(repo.id)
         return JSONResponse({})
 
@@ -320,9 +308,9 @@ class _Api:
         _, commit, _ = self._located(request)
         paths = [file["path"] for file in (await request.json())["files"]]
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
-        oids = {path: commit.files[path].oid if path in commit.files else None for path in paths}
-        answer = [{"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": oids[path]} for path in paths]
-        return JSONResponse({"files": answer})
+        known = {path: {"oid": file.oid} for path, file in commit.files.items()}
+        mode = {"uploadMode": "regular", "shouldIgnore": False}
+        return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})
 
     async def commit(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
@@ -332,8 +320,8 @@ class _Api:
         if any(operation["key"] != "file" for operation in operations):
             raise _refusal(400, "it only adds and replaces files")
         contents = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in operations}
-        commit = self._store.commit(repo.kind, repo.id, header["value"]["summary"], contents)
-        url = f"{_web_url(request, repo.kind, repo.id)}/commit/{commit.id}"
+        commit = self._store.commit(repo.id, header["value"]["summary"], contents)
+        url = f"{request.base_url}{repo.id}/commit/{commit.id}"
         return JSONResponse({"success": True, "commitUrl": url, "commitOid": commit.id})
 
     async def resolve(self, request: Request) -> Response:
@@ -343,16 +331,11 @@ class _Api:
         return FileResponse(content, headers=headers, media_type="application/octet-stream")
 
 
-def _wanted(asked: dict[str, Any]) -> tuple[str, str]:
-    """Read kind and id from the body of a request to create or delete a repository."""
-    kind = asked.get("type") or "model"
-    if kind not in _KINDS:
-        raise _refusal(400, f"it keeps no {kind} repositories: expected a model or a dataset")
-    return _KINDS[kind], f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
-
-
-def _web_url(request: Request, kind: str, repo_id: str) -> str:
-    return f"{request.base_url}{'' if kind == 'models' else f'{kind}/'}{repo_id}"
+def _model_id(asked: dict[str, Any]) -> str:
+    """The id in the body of a request to create or delete a repository."""
+    if (kind := asked.get("type") or "model") != "model":
+        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
+    return f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
 
 
 async def _explain(request: Request | None, error: Exception) -> Response:
@@ -365,19 +348,19 @@ async def _explain(request: Request | None, error: Exception) -> Response:
     return JSONResponse({"error": message}, status, headers)
 
 
-class _Gate:
-    """Lets in requests that carry the token."""
+def _guarded(app: ASGIApp, token: str) -> ASGIApp:
+    """The app, for requests that carry the token."""
+    expected = f"Bearer {token}".encode()
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]).get(b"authorization", b"")
-        app = self._app
-        if scope["path"] != _OPEN_PATH and not secrets.compare_digest(given, self._expected):
-            app = await _explain(None, _refusal(401, "expected the token that ftlib's session put in HF_TOKEN"))
-        await app(scope, receive, send)
+        if scope["path"] == _OPEN_PATH or secrets.compare_digest(given, expected):
+            await app(scope, receive, send)
+        else:
+            refusal = await _explain(None, _refusal(401, "expected the token that ftlib's session put in HF_TOKEN"))
+            await refusal(scope, receive, send)
+
+    return gate
 
 
 class RehearsalHub:
@@ -394,7 +377,7 @@ class RehearsalHub:
     def __init__(self, state_dir: Path, assets_dir: Path = ASSETS) -> None:
         self.token = f"rehearsal_{secrets.token_urlsafe(24)}"
         self.endpoint = ""
-        self._app = _Gate(_Api(RepoStore(state_dir, assets_dir)).app(), self.token)
+        self._app = _guarded(_Api(RepoStore(state_dir, assets_dir)).app(), self.token)
 
     def start(self) -> None:
         """Serve on a free port of the loopback address from a daemon thread; return once it answers."""

@@ -21,14 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from pyarrow import parquet
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.utils import logging
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ftlib import profiles
@@ -48,8 +46,7 @@ LEVERS = {
     "recipe": ("padding_free", "adapter_dtype"),
     "train": ("per_device_train_batch_size", "optim", "train_sampling_strategy", "activation_checkpointing", "bf16"),
 }
-# How far a loss or gradient norm may be from the reference's, as a share of it. In bfloat16, 24 random layers magnify
-# rounding: at a width of 256, two backends of the experts gave norms 3.7% apart.
+# How far a loss or gradient norm may be from the reference's, as a share: 24 random layers magnify bfloat16's rounding.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
 IN_FLOAT32 = {("model", "dtype"): "float32", ("train", "bf16"): False}
 ROWS = 160
@@ -93,13 +90,7 @@ def changed(profile: Profile, values: dict[tuple[str, str], Any]) -> Profile:
 
 
 def run(profile: str, rounds: int, updates: int, console: Console) -> dict[str, Any]:
-    """Check that the recipes train the same thing, then time them in turns.
-
-    Args:
-        profile: a shipped profile's name or the path of a `.toml` file.
-        rounds: turns of each recipe.
-        updates: timed updates in a turn, after one to warm up.
-        console: prints a line for each step.
+    """Check that the recipes train the same thing, then time `updates` of each in each of the `rounds`.
 
     Returns:
         The machine, the model and a row for each recipe, ready for JSON.
@@ -149,18 +140,14 @@ def shape_of(recipe: Profile) -> GptOssConfig:
 
 
 def sensitive(config: GptOssConfig) -> GptOssConfig:
-    """Two layers, one of each kind of attention, with weights so large that a token's neighbours show in the loss.
-
-    With ordinary weights, a row that wrongly reads its neighbour changes the loss by only a thousandth.
-    """
+    """Two layers, one of each kind of attention, with weights so large that a row that reads its neighbour shows."""
     return GptOssConfig(**config.to_dict() | {"num_hidden_layers": 2, "layer_types": None, "initializer_range": 0.1})
 
 
 def rows_of(reference: Profile) -> Dataset:
-    """Rows of the sample data set, with longer reasoning for a model that takes longer rows.
+    """Rows of the sample data set; for a model that takes longer rows, with reasoning up to `max_length` long.
 
-    Their lengths are then spread evenly up to `max_length`: the longest of four has 1,638 of 2,048 tokens on average,
-    about as many as the blog post's rows had with their padding (1,634).
+    The longest of four then has 1,638 of 2,048 tokens on average; the blog post's rows had 1,634 with their padding.
     """
     rows = parquet.read_table(ASSETS / "dataset/data")["messages"].to_pylist()[:ROWS]
     if reference.hub.endpoint != "rehearsal":
@@ -186,11 +173,7 @@ def check(recipe: Profile, config: GptOssConfig, rows: Dataset) -> Measured:
 
 
 def refuse_another_training(name: str, found: Measured, expected: Measured, tolerance: float) -> None:
-    """Make sure that a recipe computes the reference's loss and gradient norm.
-
-    Raises:
-        FtlibError: one of the two is further away than the tolerance, a share of the reference's.
-    """
+    """Raise an FtlibError if the loss or gradient norm is not the reference's, to a share of it."""
     for quantity in ("loss", "grad_norm"):
         here, there = getattr(found, quantity), getattr(expected, quantity)
         if not abs(here - there) <= tolerance * abs(there):
@@ -223,7 +206,8 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
     settings = recipe.model.model_dump() | {"dtype": getattr(torch, recipe.model.dtype)}
     with torch.device("cpu" if recipe.train.use_cpu else "cuda"):
         model = AutoModelForCausalLM.from_config(config, **settings)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
+    sink = io.StringIO()  # for prints and progress bars
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         namespace = {
             "profile": changed(recipe, {("recipe", "expert_layers"): adapted}),
             "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]),
@@ -234,22 +218,7 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
         }
         trainer = cells.run("trainer", project_root() / "notebooks" / "04_train_lora.ipynb", namespace)
         trainer.args.save_strategy = "no"
-        for unwanted in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(unwanted)
         yield trainer, clock
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' messages and progress bars."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        enable_progress_bars()
 
 
 class _Clock(TrainerCallback):

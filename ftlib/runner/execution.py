@@ -35,16 +35,11 @@ ADVICE = {
 
 
 def run(
-    notebooks: Sequence[str],
-    profile: str,
-    output_root: str,
-    processes: int | None,
-    resume: bool,
-    console: Console,
+    notebooks: Sequence[str], profile: str, output_root: str, processes: int | None, resume: bool, console: Console
 ) -> Path:
     """Execute notebooks in the given order, all five by default; an interrupted training goes on.
 
-    All five do not overwrite a run that they have finished: they go to a new folder.
+    All five never overwrite a finished run: they go to a new folder.
 
     Args:
         notebooks: names or paths of notebooks.
@@ -58,8 +53,7 @@ def run(
         The run's folder; `notebooks/` in it holds each executed notebook, also one that failed.
 
     Raises:
-        FtlibError: something is wrong before the start (a name, the number of processes, GPU, disk, data file), or a
-            cell failed: which one, and why.
+        FtlibError: something is wrong before the start, or a cell failed: which one, and why.
     """
     ranks.join()
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
@@ -170,16 +164,12 @@ def _kernel() -> dict[str, Any]:
     """A kernel of this Python, whichever kernel the notebook was saved with."""
     from traitlets.config import Config
 
-    # A user-level kernel of the same name may belong to another environment.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a user-level kernel may belong to another environment
     return {
         "kernel_name": "python3",
-        # Without these two, a kernel may warn on the terminal that its traffic is not encrypted,
-        "config": Config({"KernelManager": {"transport_encryption": "auto"}}),
-        # or that it was interrupted, when it is shut down after an error.
-        "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
-        # Its last cell has run; otherwise Python takes 2 s or more to unload torch.
-        "shutdown_kernel": "immediate",
+        "config": Config({"KernelManager": {"transport_encryption": "auto"}}),  # or it warns that it has none
+        "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],  # or it warns when shut down after an error
+        "shutdown_kernel": "immediate",  # or Python takes 2 s or more to unload torch
     }
 
 

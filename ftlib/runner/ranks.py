@@ -61,8 +61,8 @@ def check(names: list[str], processes: int | None) -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise FtlibError(
-            f"found WORLD_SIZE = {ranks} in the environment without {', '.join(missing)}; expected all that torchrun "
-            "and Azure ML set for a rank: let one of them start it, or unset WORLD_SIZE and use --nproc"
+            f"found WORLD_SIZE = {ranks} without {', '.join(missing)}; expected all that torchrun and Azure ML set: let "
+            "one of them start the ranks, or unset WORLD_SIZE and use --nproc"
         )
 
 
@@ -83,17 +83,11 @@ def check_share(profile: Profile, processes: int) -> None:
     profile.accumulation_steps(together)
     here = max(processes, int(os.environ.get("LOCAL_RANK", 0)) + 1)
     if together > 1 and not profile.train.use_cpu and here > (found := device.gpus()):
-        raise FtlibError(
-            f"{here} processes on this machine: found {found} GPUs, expected one for each; start as many as there are"
-        )
+        raise FtlibError(f"found {found} GPUs for {here} processes here, expected one for each; start fewer processes")
 
 
 def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
-    """Run this command once for each rank with torchrun's launcher, which ends all of them when one fails.
-
-    Raises:
-        FtlibError: a rank failed, with what the first one to fail said; or a signal stopped the launch.
-    """
+    """Run this command once for each rank with torchrun's launcher, which ends all of them when one fails."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -104,9 +98,7 @@ def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
     command = ["-m", "ftlib.cli", "run", TRAINING, *options, "--resume" if resume else "--no-resume"]
     with tempfile.TemporaryDirectory() as printed, contextlib.chdir(project_root()):
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
+            **{"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes},
             logs_specs=DefaultLogsSpecs(printed, redirects=Std.ALL),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",

@@ -14,7 +14,7 @@ from ftlib.runner.execution import NOTEBOOKS, UNFINISHED
 from ftlib.session import records
 
 BEFORE, TRAINING, AFTER = NOTEBOOKS[2:]
-# What was measured before and after training: label, key in both records, how to write the value.
+# Measured before and after training: label, key in both records, format.
 MEASURES = (
     ("Reasons in the language asked for", "agreement", "{:.1%}"),
     ("Answers exactly as the reference", "exact", "{:.1%}"),
@@ -22,13 +22,12 @@ MEASURES = (
     ("Replies cut at the token limit", "unfinished", "{:,}"),
     ("Held-out questions", "questions", "{:,}"),
 )
-# What else there is to say: label, notebook, key, how to write the value.
+# Label, notebook, key in its record, format.
 FACTS = (
     ("Updates", TRAINING, "global_step", "{:,}"),
     ("Mean training loss", TRAINING, "training_loss", "{:.4f}"),
     ("Trainable parameters", TRAINING, "trainable_parameters", "{:,}"),
     ("All parameters", TRAINING, "total_parameters", "{:,}"),
-    ("Expert tensors with an adapter", TRAINING, "adapted_expert_tensors", "{:,}"),
     ("Training time", TRAINING, "train_runtime_s", "{:,.1f} s"),
     ("Training speed", TRAINING, "samples_per_second", "{:,.1f} rows a second"),
     ("Peak memory while training", TRAINING, "peak_memory_bytes", "{:,.2f} GB"),
@@ -52,37 +51,27 @@ img { max-width: 100%; background: #fff; border-radius: 4px }
 
 
 class Plot(NamedTuple):
-    """A picture of a cell tagged `report`: its notebook, the heading above it, the cell's code, its PNG in base64."""
+    """A picture from a cell tagged `report`, with the heading above it."""
 
     notebook: str
     heading: str
-    source: str
-    image: str
+    source: str  # the cell's code
+    image: str  # a PNG in base64
 
 
 def summary(output_dir: Path) -> str:
-    """The result of a complete run, in one line.
-
-    Raises:
-        FtlibError: the last notebook has not been run to its end.
-    """
+    """The result of a complete run, in one line."""
     record = records.read(output_dir / "records", AFTER)
     before, after = record["before"], record["after"]
     questions = f"on {after['questions']} held-out questions"
     if after["agreement"] is None:  # no row asks for a language
         return f"Held-out loss: {before['loss']:.3f} before → {after['loss']:.3f} after, {questions}"
-    return (
-        f"Reasoning in the language asked for: {before['agreement']:.0%} before → {after['agreement']:.0%} after, "
-        f"{questions}"
-    )
+    shares = f"{before['agreement']:.0%} before → {after['agreement']:.0%} after"
+    return f"Reasoning in the language asked for: {shares}, {questions}"
 
 
 def write(output_dir: Path) -> Path:
-    """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network.
-
-    Raises:
-        FtlibError: no notebook has been executed yet.
-    """
+    """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network."""
     import nbformat
 
     executed = dict(_executed(output_dir / "notebooks"))
