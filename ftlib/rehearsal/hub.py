@@ -38,7 +38,7 @@ MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
 _FRONT_MATTER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|\Z)", re.DOTALL)
-_NAME = re.compile(r"\w[\w.-]{0,95}", re.ASCII)
+_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
 
 
@@ -143,7 +143,7 @@ class RepoStore:
 
     def _record(self, repo_id: str) -> Path:
         """Where a pushed model is kept; an id that could lead out of the folder is refused."""
-        if not all(_NAME.fullmatch(part) for part in repo_id.split("/")):
+        if not _ID.fullmatch(repo_id):
             raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
         return self._state / "models" / f"{repo_id}.json"
 

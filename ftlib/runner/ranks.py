@@ -61,8 +61,8 @@ def check(names: list[str], processes: int | None) -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise FtlibError(
-            f"found WORLD_SIZE = {ranks} without {', '.join(missing)}; expected all that torchrun and Azure ML set: let "
-            "one of them start the ranks, or unset WORLD_SIZE and use --nproc"
+            f"found WORLD_SIZE = {ranks} without {', '.join(missing)}; expected all that torchrun and Azure ML set: "
+            "let one of them start the ranks, or unset WORLD_SIZE and use --nproc"
         )
 
 
