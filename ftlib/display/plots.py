@@ -345,28 +345,6 @@ def adapter_size(base_bytes: int, adapter_bytes: int, ax: Axes | None = None) ->
     return ax
 
 
-def recipes(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw how many rows a second recipes train, and how much memory each takes for it.
-
-    Args:
-        frame: Columns `recipe`, `samples_per_second`, `slowest`, `fastest` and `peak_bytes_above_weights`, one row a
-            recipe; the first is what the others are compared with.
-        ax: Axes to draw on; None for a figure of its own.
-    """
-    ax = _axes(ax, height=1.2 + 0.45 * len(frame))
-    speed = frame["samples_per_second"]
-    spread = [speed - frame["slowest"], frame["fastest"] - speed]
-    colours = [BEFORE] + [AFTER] * (len(frame) - 1)
-    bars = ax.barh(frame["recipe"], speed, xerr=spread, error_kw=_INTERVAL, color=colours, height=0.6)
-    memory = [_amount(size, _BYTE_UNITS) for size in frame["peak_bytes_above_weights"]]
-    times = [f"{ratio:.1f} ×" for ratio in speed / speed.iloc[0]]
-    _label_bars(ax, bars, [f"{ratio}, {size}" for ratio, size in zip(times, memory, strict=True)])
-    ax.invert_yaxis()
-    ax.margins(x=0.3)
-    ax.set(title="How fast is a recipe, and what does it hold?", xlabel="rows a second, and memory above the weights")
-    return ax
-
-
 def memory(items: Mapping[str, float], capacity: float, ax: Axes | None = None) -> Axes:
     """Draw what takes memory, item by item from left to right, beside what there is.
 
