@@ -1,11 +1,8 @@
-"""Builds the rehearsal's files in `assets/`: the sample data, the held-out questions, the tokenizer and the tiny model.
+"""Builds the rehearsal's `assets/` in about twenty minutes; with `--data` only the two files of data, in seconds.
 
-    python -m ftlib.rehearsal.build            # everything, in about twenty minutes
-    python -m ftlib.rehearsal.build --data     # only the two files of data, in seconds
-
-The base is a real `GptOssForCausalLM`. It learns to reason in English whatever language it is asked for, and reads all
-five, so that the LoRA of notebook 04 has a habit to change. Then its experts are packed in MXFP4, like the published
-checkpoint's, and the rest is trained a little further. The same libraries on the same machine give the same bytes.
+The base is a real `GptOssForCausalLM` that learns to reason in English whatever language it is asked for, so that
+notebook 04 has a habit to change. Then its experts are packed in MXFP4, like the published checkpoint's, and the rest
+is trained a little further. The same libraries on the same machine give the same bytes.
 """
 
 import hashlib
@@ -54,7 +51,7 @@ class Recipe:
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the harmony special tokens and TRL's gpt-oss template."""
+    """A byte-level BPE tokenizer with harmony's special tokens and TRL's gpt-oss template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -130,7 +127,7 @@ def train(model: GptOssForCausalLM, batches: Iterator[dict[str, torch.Tensor]], 
         optimizer.zero_grad()
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"  step {step} of {total}: loss {sum(losses[-100:]) / len(losses[-100:]):.3f}", flush=True)
+            print(f"step {step} of {total}: loss {sum(losses[-100:]) / 100:.3f}", flush=True)
     return sum(losses[-50:]) / len(losses[-50:])
 
 
@@ -193,7 +190,6 @@ def build_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)
     tokenizer = train_tokenizer(recipe)
     model = new_model(tokenizer)
-    print(f"pretraining {model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     first = islice(_batches(tokenizer, recipe, recipe.seed), recipe.steps)
     train(model, first, recipe.learning_rate, recipe.warmup_steps)
     packed = pack_experts(model)

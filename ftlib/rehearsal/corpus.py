@@ -8,10 +8,10 @@ import random
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LANGUAGES = ("English", "Spanish", "French", "Italian", "German")
 ROWS = 1_000
@@ -36,7 +36,7 @@ _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"
 
 @dataclass(frozen=True)
 class Fact:
-    """Something to ask about: the words that fill a wording's slots, by language.
+    """The words that fill a wording's slots, by language.
 
     Facts of one group say the same thing from two sides (hot is the opposite of cold), so they are never split.
     """
@@ -51,8 +51,7 @@ class Fact:
         return self.kind.split("_")[0]
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A question with its reasoning and answer."""
 
     question: str
@@ -61,11 +60,8 @@ class Exchange:
 
 
 def _fact(kind: str, group: str, **words: Sequence[str]) -> Fact:
-    slots = {
-        language: {slot: by_language[position] for slot, by_language in words.items()}
-        for position, language in enumerate(LANGUAGES)
-    }
-    return Fact(kind, group, slots)
+    by_language = [dict(zip(words, said, strict=True)) for said in zip(*words.values(), strict=True)]
+    return Fact(kind, group, dict(zip(LANGUAGES, by_language, strict=True)))
 
 
 def all_facts() -> list[Fact]:
@@ -96,12 +92,9 @@ def all_facts() -> list[Fact]:
 
 
 def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
-    """Facts for the training rows and for the held-out questions, which share no group.
-
-    Choices have no right answer, so none is a held-out question; the time machine is left to notebook 05.
-    """
+    """Facts for the training rows and for the held-out questions, which share no group and have right answers."""
     facts = all_facts()
-    held_out_groups = {("choice", "time_machine")}
+    held_out_groups = {("choice", "time_machine")}  # notebook 05 asks it
     for topic in dict.fromkeys(fact.topic for fact in facts if fact.topic != "choice"):
         groups = list(dict.fromkeys(fact.group for fact in facts if fact.topic == topic))
         random.Random(f"{seed} {topic}").shuffle(groups)
@@ -179,12 +172,7 @@ def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
 
 
 def sample_dataset(seed: int) -> list[dict[str, Any]]:
-    """The adapter's training rows: questions and answers in English, reasoning in the language asked for.
-
-    Returns:
-        1,000 rows in the published schema, 200 for each language, shuffled. About one in seven continues an earlier
-        exchange. One answer is empty, one enormous, one mentions `<think>`, and one row is a copy of another.
-    """
+    """The adapter's training rows, 200 for each language: reasoning in it, questions and answers in English."""
     rng = random.Random(seed)
     facts, _ = split_facts(seed)
     rows = []
@@ -239,7 +227,7 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
         if shape < 0.85:
             developer = f"{developer} {request} in {language}."
         else:
-            exchanges = [replace(one, question=f"{request} in {language}: {one.question}") for one in exchanges]
+            exchanges = [one._replace(question=f"{request} in {language}: {one.question}") for one in exchanges]
     if shape < 0.1:
         return _conversation(exchanges, system=None)
     asked_for = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])

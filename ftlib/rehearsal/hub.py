@@ -43,7 +43,7 @@ _OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
 
 
 class File(BaseModel, frozen=True):
-    """A file's size in bytes and its git blob id, by which clients recognise files that have not changed."""
+    """A file's git blob id, by which clients recognise unchanged files, and its size in bytes."""
 
     oid: str
     size: int
@@ -118,6 +118,8 @@ class RepoStore:
     def __init__(self, state_dir: Path, assets_dir: Path) -> None:
         self._state = state_dir
         self._assets = assets_dir
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
         self._shipped = {
             ("models", MODEL_ID): self._read_shipped("model", MODEL_ID),
             ("datasets", DATASET_ID): self._read_shipped("dataset", DATASET_ID),
@@ -136,10 +138,6 @@ class RepoStore:
         later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
         main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
         return Repo(id=repo_id, private=False, commits=(main, pinned))
-
-    def _lock(self) -> FileLock:
-        self._state.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._state / ".lock")
 
     def _record(self, repo_id: str) -> Path:
         """Where a pushed model is kept; an id that could lead out of the folder is refused."""
@@ -172,7 +170,7 @@ class RepoStore:
     def create(self, repo_id: str, private: bool) -> bool:
         """Make an empty repository; False if it exists."""
         self.check_writable(repo_id)
-        with self._lock():
+        with self._lock:
             if self._record(repo_id).exists():
                 return False
             self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
@@ -187,7 +185,7 @@ class RepoStore:
     def commit(self, repo_id: str, title: str, contents: dict[str, bytes]) -> Commit:
         """Add or replace files, all of them or none."""
         self.check_writable(repo_id)
-        with self._lock():
+        with self._lock:
             repo = self.get("models", repo_id)
             files = {path: _git_file(data) for path, data in contents.items()}
             for path, data in contents.items():
@@ -257,8 +255,7 @@ class _Api:
 
     async def whoami(self, request: Request) -> Response:
         auth = {"type": "access_token", "accessToken": {"displayName": "rehearsal", "role": "write"}}
-        account = {"type": "user", "id": ACCOUNT, "name": ACCOUNT, "fullname": "Rehearsal learner", "orgs": []}
-        return JSONResponse(account | {"auth": auth})
+        return JSONResponse({"type": "user", "name": ACCOUNT, "orgs": [], "auth": auth})
 
     async def create(self, request: Request) -> Response:
         asked = await request.json()
@@ -274,9 +271,8 @@ class _Api:
         repo, commit, _ = self._located(request)
         files = sorted(commit.files.items())
         siblings = [{"rfilename": path, "size": file.size, "blobId": file.oid} for path, file in files]
-        dates = {"createdAt": repo.commits[-1].date, "lastModified": repo.commits[0].date}
         told = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": [], "siblings": siblings}
-        return JSONResponse(told | dates)
+        return JSONResponse(told)
 
     async def tree(self, request: Request) -> Response:
         repo, commit, folder = self._located(request)
@@ -369,9 +365,6 @@ class RehearsalHub:
     Args:
         state_dir: keeps pushed repositories; several servers may share it.
         assets_dir: the shipped model and data set with their manifest.
-
-    Raises:
-        FtlibError: the shipped files are missing or changed, or the server does not start.
     """
 
     def __init__(self, state_dir: Path, assets_dir: Path = ASSETS) -> None:

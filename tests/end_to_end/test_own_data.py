@@ -78,7 +78,7 @@ def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Pat
 
 def test_rows_without_a_language_go_through_all_five_notebooks(tmp_path: Path, notebooks: Any) -> None:
     """Half of them with `<think>`; only the assistant's turns are trained on."""
-    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
     with (tmp_path / "rows.jsonl").open("w") as file:
         for number in range(24):
             answer = f"{number} plus 3 is {number + 3}."
