@@ -86,12 +86,12 @@ def _render(tokenizer: PreTrainedTokenizerFast, document: list[dict[str, Any]] |
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
     """The published architecture with every size made small; rotary settings and attention window are unchanged."""
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 4}
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.9}
-    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "sliding_window": 128}
-    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    settings = {"architectures": ["GptOssForCausalLM"], "max_position_embeddings": 4_096, "dtype": "float32"}
-    model = GptOssForCausalLM(GptOssConfig(**sizes, **experts, **attention, **tokens, **settings))
+    settings: dict[str, Any] = {"architectures": ["GptOssForCausalLM"], "dtype": "float32"}
+    settings |= {"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 4}
+    settings |= {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.9}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "sliding_window": 128}
+    settings |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model = GptOssForCausalLM(GptOssConfig(**settings, max_position_embeddings=4_096))
     model.set_attn_implementation("eager")
     model.set_experts_implementation("grouped_mm")
     return model

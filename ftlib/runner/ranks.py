@@ -98,7 +98,9 @@ def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
     command = ["-m", "ftlib.cli", "run", TRAINING, *options, "--resume" if resume else "--no-resume"]
     with tempfile.TemporaryDirectory() as printed, contextlib.chdir(project_root()):
         config = LaunchConfig(
-            **{"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes},
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
             logs_specs=DefaultLogsSpecs(printed, redirects=Std.ALL),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
