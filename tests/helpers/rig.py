@@ -8,8 +8,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +21,7 @@ from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 from ftlib.rehearsal.mxfp4 import BLOCK
 from ftlib.runner import bench, cells
-from ftlib.session import device, records
+from ftlib.session import device
 from ftlib.session.session import Session
 from helpers import ROOT
 
@@ -143,34 +141,17 @@ def _random(name: str, weight: torch.Tensor, place: str) -> Iterator[tuple[str, 
 
 
 class Figures:
-    """What the tests measured, as lines below pytest's report and in a file.
-
-    A second run on the same machine with the same libraries adds to the file, so the tests can run in two parts.
-    """
+    """What the tests measured, in lines below pytest's report."""
 
     def __init__(self, rig: Rig) -> None:
+        self.title = f"random weights in the shape of {rig.name}, {device.describe(not rig.on_gpu)}"
         self.lines: list[str] = []
-        self._folder = ROOT / "outputs" / "gpu"
-        self._name = "figures" if rig.on_gpu else f"figures-{rig.name}"
-        self._values: dict[str, Any] = {
-            "shape": f"random weights in the shape of {rig.name}",
-            "machine": device.describe(not rig.on_gpu),
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")},
-            "figures": {},
-        }
-        path = self._folder / f"{self._name}.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {}
-        if all(earlier.get(key) == self._values[key] for key in ("shape", "machine", "versions")):
-            self._values["figures"] = earlier["figures"]
 
-    def tell(self, name: str, line: str, **values: Any) -> None:
-        """Keep what a test measured, as a line to read and as values, and write it at once."""
+    def tell(self, name: str, line: str) -> None:
         self.lines.append(f"{name}: {line}")
-        self._values["figures"][name] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **values}
-        records.write(self._folder, self._name, self._values)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """pytest calls this at the end of a run."""
-        terminalreporter.section(f"{self._values['shape']}, {self._values['machine']}")
+        terminalreporter.section(self.title)
         for line in self.lines:
             terminalreporter.write_line(line)

@@ -87,17 +87,14 @@ def push(api: HfApi, folder: Path) -> str:
     return api.upload_folder(repo_id=ADAPTER, folder_path=folder, commit_message="Push").oid
 
 
-def raw(hub: RehearsalHub, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+def raw(hub: RehearsalHub, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
     """Send a path exactly as written, which a well-behaved client would not."""
     connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
-    connection.request(method, path, body, {"Authorization": f"Bearer {hub.token}", **headers})
+    connection.request(method, path, body, {"Authorization": f"Bearer {hub.token}"})
     response = connection.getresponse()
     answer = response.status, response.read()
     connection.close()
     return answer
-
-
-# Shipped files
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "missing"])
@@ -149,9 +146,6 @@ def test_only_the_accounts_own_models_can_be_written(api: HfApi, adapter: Path) 
     assert api.list_repo_files(MODEL_ID) == ["README.md", "config.json"]
     with pytest.raises(HfHubHTTPError, match="takes no dataset repositories"):
         api.create_repo("rows", repo_type="dataset")
-
-
-# Pushing
 
 
 def test_a_pushed_adapter_comes_back_byte_for_byte_and_outlives_the_server(
@@ -284,9 +278,6 @@ def test_a_full_disk_is_reported_and_changes_nothing(
     assert api.model_info(ADAPTER).sha == before
 
 
-# Who gets in
-
-
 @pytest.mark.parametrize("token", [False, "hf_somebody_elses"])
 def test_the_token_is_required(hub: RehearsalHub, tmp_path: Path, token: str | bool) -> None:
     api = HfApi(endpoint=hub.endpoint, token=token)
@@ -321,32 +312,20 @@ def test_only_the_loopback_address_is_bound(hub: RehearsalHub) -> None:
     assert [address.ip for address in listening if address.port == port] == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize("path", ["../secret", "..%2fsecret", "%2e%2e/secret", "%2fetc%2fhostname"])
-def test_a_path_that_leaves_the_repository_is_not_found(hub: RehearsalHub, assets: Path, path: str) -> None:
-    (assets / "secret").write_text("secret")
-    status, body = raw(hub, "GET", f"/{MODEL_ID}/resolve/main/{path}")
-    assert status in (400, 404)
-    assert body != b"secret"
-
-
-@pytest.mark.parametrize("name", ["..", "../../secret", "a/b", "-a", "é", ""])
-def test_a_name_that_leaves_the_state_folder_is_refused(hub: RehearsalHub, tmp_path: Path, name: str) -> None:
+def test_no_path_or_name_leaves_the_folders(hub: RehearsalHub, assets: Path, tmp_path: Path) -> None:
+    (assets / "secret").write_text("private")
     record = {"id": "learner/secret", "private": False, "commits": []}
     for folder in (tmp_path, tmp_path / "hub"):
-        folder.mkdir(exist_ok=True)
         (folder / "secret.json").write_text(json.dumps(record))
-    assert raw(hub, "POST", "/api/repos/create", json.dumps({"name": name}).encode())[0] in (400, 404)
+    for name in ("..", "../../secret", "a/b", "-a", "é", ""):
+        assert raw(hub, "POST", "/api/repos/create", json.dumps({"name": name}).encode())[0] == 404
     assert not list((tmp_path / "hub").rglob("models/**/*.json"))
-    for address in ("/api/models/learner/..%2f..%2fsecret", "/api/models/..%2f../secret", "/api/../x/secret"):
+    files = [f"/{MODEL_ID}/resolve/main/{path}" for path in ("../secret", "..%2fsecret", "%2e%2e/secret")]
+    repos = [f"/api/{name}" for name in ("models/learner/..%2f..%2fsecret", "models/..%2f../secret", "../x/secret")]
+    for address in files + repos:
         status, body = raw(hub, "GET", address)
         assert status == 404
         assert b"private" not in body
-
-
-def test_an_interrupted_download_can_go_on(hub: RehearsalHub, api: HfApi, adapter: Path) -> None:
-    push(api, adapter)
-    status, rest = raw(hub, "GET", f"/{ADAPTER}/resolve/main/adapter_model.safetensors", Range="bytes=70000-")
-    assert (status, rest) == (206, (adapter / "adapter_model.safetensors").read_bytes()[70000:])
 
 
 # In one process with its clients, as in a notebook
