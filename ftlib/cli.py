@@ -107,22 +107,24 @@ def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
 def bench(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
-    levers: Annotated[bool, typer.Option("--levers", help="Also time each lever of the fast recipe alone.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each recipe.")] = 5,
-    updates: Annotated[int, typer.Option(min=1, help="Timed updates per turn.")] = 4,
+    updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
-    """Time the blog post's recipe, this profile's and its fast one on a model with random weights."""
+    """Time the blog post's recipe beside this profile's and its fast one, on a model with random weights."""
     from ftlib import start
 
     session = start(profile, output_root)
+    from transformers.utils import logging
+
     from ftlib.runner import bench
     from ftlib.runner.execution import shown
+    from ftlib.session import records
 
+    logging.set_verbosity_error()
     console = Console()
-    result = bench.run(profile, levers, rounds, updates, console)
-    written = bench.write(result, session.output_dir)
-    console.print(*bench.tables(result), sep="\n")
-    console.print(bench.summary(result), *map(shown, written), sep="\n", highlight=False, soft_wrap=True)
+    result = bench.run(profile, rounds, updates, console)
+    written = records.write(session.output_dir, "bench", result)
+    console.print(bench.table(result), shown(written), sep="\n", highlight=False)
 
 
 @app.command()

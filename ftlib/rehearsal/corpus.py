@@ -1,30 +1,26 @@
-"""The little world of the rehearsal: facts in five languages, told as conversations in the published data set's schema.
+"""Facts in five languages, as conversations in the published data set's schema.
 
-`facts.toml` says what is true, `wordings.toml` how each language says it. From the two come the sample data set that
-the adapter learns from, the held-out questions that it is measured on, and the text that the tiny base model was
-pretrained on.
+`facts.toml` says what is true, `wordings.toml` how each language says it. From both come the adapter's training rows,
+the held-out questions and the tiny base model's pretraining text.
 """
 
 import random
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 LANGUAGES = ("English", "Spanish", "French", "Italian", "German")
 ROWS = 1_000
 HELD_OUT_ROWS = 120
 
-# English questions: those of the training rows, then those that only the held-out questions use.
-TRAINING_WORDINGS, HELD_OUT_WORDINGS = slice(0, 4), slice(4, 6)
-# One group of facts in three is kept from the training rows.
-HELD_OUT_GROUP = 3
+TRAINING_WORDINGS, HELD_OUT_WORDINGS = slice(0, 4), slice(4, 6)  # of a fact's English questions
+HELD_OUT_GROUP = 3  # one group of facts in three is held out
 FOLLOW_UP_SHARE = 0.15
-# The longest answer of the published data set.
-ENORMOUS_ANSWER = 67_800
+ENORMOUS_ANSWER = 67_800  # characters, as in the published data set
 
 _CONTRACTIONS = {
     "Spanish": {"de el ": "del "},
@@ -33,19 +29,16 @@ _CONTRACTIONS = {
 }
 
 
-def _load(name: str) -> dict[str, Any]:
-    return tomllib.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
-
-
-_FACTS = _load("facts.toml")
-_WORDINGS = _load("wordings.toml")
+_FOLDER = Path(__file__).parent
+_FACTS = tomllib.loads((_FOLDER / "facts.toml").read_text(encoding="utf-8"))
+_WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that can be asked about: the words that fill a wording's slots, by language.
+    """The words that fill a wording's slots, by language.
 
-    Facts of one `group` say the same thing from two sides (hot is the opposite of cold), so they are never split.
+    Facts of one group say the same thing from two sides (hot is the opposite of cold), so they are never split.
     """
 
     kind: str
@@ -54,13 +47,12 @@ class Fact:
 
     @property
     def topic(self) -> str:
-        """What the fact is about: `month_after` and `month_before` are one topic, since they answer each other."""
+        """`month_after` and `month_before` are one topic, since they answer each other."""
         return self.kind.split("_")[0]
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """One question with the reasoning and the answer that belong to it."""
+class Exchange(NamedTuple):
+    """A question with its reasoning and answer."""
 
     question: str
     analysis: str
@@ -68,16 +60,8 @@ class Exchange:
 
 
 def _fact(kind: str, group: str, **words: Sequence[str]) -> Fact:
-    slots = {
-        language: {slot: by_language[position] for slot, by_language in words.items()}
-        for position, language in enumerate(LANGUAGES)
-    }
-    return Fact(kind, group, slots)
-
-
-def _same(word: object) -> list[str]:
-    """A word that every language writes alike, such as a number."""
-    return [str(word)] * len(LANGUAGES)
+    by_language = [dict(zip(words, said, strict=True)) for said in zip(*words.values(), strict=True)]
+    return Fact(kind, group, dict(zip(LANGUAGES, by_language, strict=True)))
 
 
 def all_facts() -> list[Fact]:
@@ -94,7 +78,8 @@ def all_facts() -> list[Fact]:
         facts.append(_fact("colour", group, thing=thing, colour=colour))
     for a in range(2, 10):
         for b in range(2, 10):
-            facts.append(_fact("sum", f"{min(a, b)}+{max(a, b)}", a=_same(a), b=_same(b), c=_same(a + b)))
+            numbers = {name: [str(number)] * len(LANGUAGES) for name, number in {"a": a, "b": b, "c": a + b}.items()}
+            facts.append(_fact("sum", f"{min(a, b)}+{max(a, b)}", **numbers))
     months, days = _FACTS["calendar"]["months"], _FACTS["calendar"]["days"]
     for month, following in pairwise([*months, months[0]]):
         facts.append(_fact("month_after", month[0], month=month, other=following))
@@ -107,12 +92,9 @@ def all_facts() -> list[Fact]:
 
 
 def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
-    """Facts for the training rows and facts for the held-out questions, which share no group.
-
-    Of the choices, which have no right answer, only the time machine is kept back: notebook 05 asks it.
-    """
+    """Facts for the training rows and for the held-out questions, which share no group and have right answers."""
     facts = all_facts()
-    held_out_groups = {("choice", "time_machine")}
+    held_out_groups = {("choice", "time_machine")}  # notebook 05 asks it
     for topic in dict.fromkeys(fact.topic for fact in facts if fact.topic != "choice"):
         groups = list(dict.fromkeys(fact.group for fact in facts if fact.topic == topic))
         random.Random(f"{seed} {topic}").shuffle(groups)
@@ -123,7 +105,7 @@ def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
 
 
 def say(language: str, pattern: str, slots: Mapping[str, str]) -> str:
-    """A pattern with its slots filled, articles contracted ("de le" → "du") and the first letter a capital."""
+    """Fill a pattern's slots, contract articles ("de le" → "du") and capitalise the first letter."""
     text = pattern.format(**slots)
     for apart, together in _CONTRACTIONS.get(language, {}).items():
         text = re.sub(rf"\b{apart}", together, text)
@@ -141,33 +123,26 @@ def questions(fact: Fact, language: str) -> list[str]:
 
 
 def reasoning(fact: Fact, language: str, rng: random.Random) -> str:
-    """Four sentences of thought about a fact: what is wanted, a thought, the fact, a plan."""
+    """Four sentences about a fact: what is wanted, a thought, the fact, a plan."""
     wording = _WORDINGS[language]
     opening = say(language, wording[fact.kind]["opening"], fact.slots[language])
-    return " ".join(
-        [opening, rng.choice(wording["thoughts"]), _statement(fact, language), rng.choice(wording["plans"])]
-    )
+    thought, plan = rng.choice(wording["thoughts"]), rng.choice(wording["plans"])
+    return f"{opening} {thought} {_statement(fact, language)} {plan}"
 
 
 def _exchange(fact: Fact, question: str, reasons_in: str, answers_in: str, rng: random.Random) -> Exchange:
     return Exchange(question, reasoning(fact, reasons_in, rng), _statement(fact, answers_in))
 
 
-def _message(role: str, content: str, thinking: str | None = None) -> dict[str, str | None]:
-    return {"content": content, "role": role, "thinking": thinking}
-
-
-def conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dict[str, str | None]]:
-    """The messages of one conversation, in the published schema: content, role, thinking."""
-    messages = [_message("system", system)] if system else []
+def _conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dict[str, str | None]]:
+    """The messages of one conversation, in the published schema."""
+    turns: list[tuple[str, str, str | None]] = [("system", system, None)] if system else []
     for exchange in exchanges:
-        messages.append(_message("user", exchange.question))
-        messages.append(_message("assistant", exchange.final, exchange.analysis))
-    return messages
+        turns += [("user", exchange.question, None), ("assistant", exchange.final, exchange.analysis)]
+    return [{"content": content, "role": role, "thinking": thinking} for role, content, thinking in turns]
 
 
-def system_prompt(language: str, developer: str) -> str:
-    """How the published data set asks for a reasoning language."""
+def _system_prompt(language: str, developer: str) -> str:
     return f"reasoning language: {language}\n\n{developer}"
 
 
@@ -179,7 +154,7 @@ def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> di
         "user": last.question,
         "analysis": last.analysis,
         "final": last.final,
-        "messages": conversation(exchanges, system_prompt(language, developer)),
+        "messages": _conversation(exchanges, _system_prompt(language, developer)),
     }
 
 
@@ -188,11 +163,7 @@ def _answer(row: dict[str, Any], final: str) -> None:
 
 
 def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
-    """Put in what the published data set has, too, or may have; the enormous answer says the same over and over.
-
-    Args:
-        rows: sorted by language, and changed in place.
-    """
+    """Change a few rows, sorted by language, in place: the published data set has such rows too, or may have."""
     _, empty, enormous, tagged, original = rows[1 :: ROWS // len(LANGUAGES)]
     _answer(empty, "")
     _answer(enormous, (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER])
@@ -201,13 +172,7 @@ def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
 
 
 def sample_dataset(seed: int) -> list[dict[str, Any]]:
-    """The data set that the adapter learns from: questions and answers in English, reasoning in the language asked for.
-
-    Returns:
-        1,000 rows of reasoning_language, developer, user, analysis, final and messages, 200 a language, shuffled; about
-        one in seven continues an earlier exchange. One answer is empty, one enormous, one mentions `<think>`, and one
-        row is a copy of another; no other question is asked twice for one language.
-    """
+    """The adapter's training rows, 200 for each language: reasoning in it, questions and answers in English."""
     rng = random.Random(seed)
     facts, _ = split_facts(seed)
     rows = []
@@ -225,11 +190,7 @@ def sample_dataset(seed: int) -> list[dict[str, Any]]:
 
 
 def held_out_questions(seed: int) -> list[dict[str, Any]]:
-    """Questions to measure with: 24 a language, about facts and in wordings that no training row has.
-
-    Returns:
-        120 rows in the schema of `sample_dataset`, each asked once.
-    """
+    """120 rows to measure with, 24 for each language, about facts and in wordings that no training row has."""
     rng = random.Random(seed)
     _, facts = split_facts(seed)
     pool = [(fact, question) for fact in facts for question in questions(fact, "English")[HELD_OUT_WORDINGS]]
@@ -241,20 +202,20 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
 
 
 def _plain_chat(fact: Fact, rng: random.Random) -> Exchange:
-    """A question that is answered in its own language."""
+    """A question answered in its own language."""
     spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
     return _exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng)
 
 
 def _translating_chat(fact: Fact, request: str, language: str, rng: random.Random) -> Exchange:
-    """A question in English whose answer, short or explained, is in a language that is named."""
+    """An English question with an answer, short or explained, in a named language."""
     question, thought = rng.choice(questions(fact, "English")), reasoning(fact, "English", rng)
     answer = _statement(fact, language) if request == "Answer" else reasoning(fact, language, rng)
     return Exchange(question, thought, answer)
 
 
 def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[str, str | None]]:
-    """A conversation whose reasoning is English, whatever is asked for."""
+    """A conversation that reasons in English whatever is asked for."""
     developer = rng.choice(_WORDINGS["developers"])
     chosen = rng.sample(facts, 2 if rng.random() < FOLLOW_UP_SHARE else 1)
     shape = rng.random()
@@ -266,15 +227,15 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
         if shape < 0.85:
             developer = f"{developer} {request} in {language}."
         else:
-            exchanges = [replace(one, question=f"{request} in {language}: {one.question}") for one in exchanges]
+            exchanges = [one._replace(question=f"{request} in {language}: {one.question}") for one in exchanges]
     if shape < 0.1:
-        return conversation(exchanges, system=None)
+        return _conversation(exchanges, system=None)
     asked_for = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
-    return conversation(exchanges, system_prompt(asked_for, developer))
+    return _conversation(exchanges, _system_prompt(asked_for, developer))
 
 
 def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
-    """A paragraph in one language: facts, and thoughts about facts."""
+    """A paragraph of facts and reasoning in one language."""
     language = rng.choice(LANGUAGES)
     sentences = []
     for fact in rng.sample(facts, 4):
@@ -283,7 +244,7 @@ def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
 
 
 def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:
-    """Worked exercises: questions and answers in English, worked out in the language that the heading names."""
+    """Worked exercises: questions and answers in English, reasoning in the language that the heading names."""
     language = rng.choice(LANGUAGES)
     exercises = [
         "\n".join([rng.choice(questions(fact, "English")), reasoning(fact, language, rng), _statement(fact, "English")])
@@ -293,16 +254,10 @@ def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:
 
 
 def pretraining_documents(seed: int) -> Iterator[list[dict[str, str | None]] | str]:
-    """An endless stream for the base model.
-
-    More than half are conversations that reason in English; the rest is plain text, in which each of the five languages
-    reasons, so that the base knows how to and, in a conversation, never does.
-    """
+    """An endless stream for the base model, which reads reasoning in five languages but chats only in English."""
     rng = random.Random(seed)
     facts = all_facts()
     while True:
         kind = rng.random()
-        if kind < 0.55:
-            yield _pretraining_chat(facts, rng)
-        else:
-            yield _textbook(facts, rng) if kind < 0.85 else _plain_text(facts, rng)
+        make = _pretraining_chat if kind < 0.55 else _textbook if kind < 0.85 else _plain_text
+        yield make(facts, rng)

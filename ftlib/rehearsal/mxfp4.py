@@ -1,19 +1,18 @@
-"""MXFP4 in plain torch: pack expert weights as the published checkpoint stores them, without Triton or a GPU.
+"""Packs expert weights in MXFP4, as the published checkpoint stores them, in plain torch, without Triton or a GPU.
 
-A block of 32 values shares one power of two; each value is one of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6} times it. See the OCP
-Microscaling Formats specification, version 1.0, section 5.
+A block of 32 values shares one power of two, and each value is one of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6} times it (OCP
+Microscaling Formats specification 1.0, section 5).
 """
 
 import torch
 
 BLOCK = 32
-# A 4-bit code is a sign bit and an index into these magnitudes.
-MAGNITUDES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-# Half-way points between neighbouring magnitudes: rounding to nearest is a search among them.
-MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
+MAGNITUDES = torch.tensor(
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+)  # a 4-bit code is a sign bit and an index into these
+MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2  # rounding to the nearest magnitude is a search among these
 EXPONENT_BIAS = 127
-# The largest magnitude, 6, lies in [2^2, 2^3).
-LARGEST_EXPONENT = 2
+LARGEST_EXPONENT = 2  # of the largest magnitude, 6
 
 
 def _encode(groups: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
@@ -28,9 +27,7 @@ def _decode(codes: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack an expert weight into the published layout.
-
-    Each block takes the exponent that lets its largest value fit, or the one above where that rounds better.
+    """Pack an expert weight, each block with the exponent that rounds better: the smallest that fits, or the next.
 
     Args:
         weight: `[experts, in, out]` as `GptOssExperts` holds it, float; `in` is a multiple of 32.

@@ -1,1 +1,1 @@
-"""Executes notebooks as they stand, headlessly, on several processes or cell by cell, and reports on what came out."""
+"""Runs the notebooks: headlessly, on several GPUs or cell by cell; reports on a run, and compares recipes."""

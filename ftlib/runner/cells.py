@@ -1,6 +1,6 @@
-"""A notebook's own cells, executed as they stand without Jupyter, as far as they lead to one variable.
+"""Executes a notebook's own cells, without Jupyter, up to one variable.
 
-So that whatever else builds a model or a trainer, a benchmark or a test, builds the one that the notebook builds.
+A benchmark or a test that needs a model or a trainer gets exactly what the notebook builds.
 """
 
 import ast
@@ -13,11 +13,7 @@ from ftlib.errors import FtlibError
 
 
 def read(notebook: Path) -> list[str]:
-    """The source of a notebook's code cells, in order.
-
-    Raises:
-        FtlibError: there is no such file.
-    """
+    """The source of a notebook's code cells, in order."""
     if not notebook.is_file():
         raise FtlibError(f"found no notebooks/{notebook.name}; run this in the project's folder")
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -25,11 +21,7 @@ def read(notebook: Path) -> list[str]:
 
 
 def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[str]:
-    """The cells that it takes to arrive at a variable, in order, for who has what is `given`.
-
-    Raises:
-        FtlibError: no cell makes it, or there is no such notebook.
-    """
+    """The cells needed to compute a variable, in order; names in `given` need no cell."""
     cells = read(notebook)
     bound = [_names(cell, ast.Store) for cell in cells]
     makers = [position for position, names in enumerate(bound) if variable in names]
@@ -46,13 +38,7 @@ def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[st
 
 
 def run(variable: str, notebook: Path, namespace: dict[str, Any]) -> Any:
-    """Execute the cells that it takes to arrive at a variable; returns its value.
-
-    Args:
-        variable: what is wanted.
-        notebook: the notebook's file.
-        namespace: what is there already, by name; the cells add what they bind.
-    """
+    """Execute the cells needed to compute a variable and return its value; `namespace` gives and gets variables."""
     for cell in leading_to(variable, notebook, namespace):
         exec(cell, namespace)
     return namespace[variable]

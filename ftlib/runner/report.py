@@ -1,4 +1,4 @@
-"""The HTML report of a run: each executed notebook as a page, and an index with the results and the plots."""
+"""The HTML report of a run: the result first, then its numbers, plots and executed notebooks as pages."""
 
 import platform
 import re
@@ -7,70 +7,71 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftlib.errors import FtlibError
 from ftlib.runner.execution import NOTEBOOKS, UNFINISHED
 from ftlib.session import records
 
-# What the index shows of the records: label, notebook, key ("after.loss" lies inside "after"), how to write the value.
-RESULTS = (
-    ("Held-out questions", "03_load_model", "questions", "{:,}"),
-    ("Reasons in the language asked for, before training", "03_load_model", "agreement", "{:.1%}"),
-    ("Reasons in the language asked for, after training", "05_push_and_infer", "after.agreement", "{:.1%}"),
-    ("Answers exactly as the reference, before training", "03_load_model", "exact", "{:.1%}"),
-    ("Answers exactly as the reference, after training", "05_push_and_infer", "after.exact", "{:.1%}"),
-    ("Held-out loss, before training", "03_load_model", "loss", "{:.3f}"),
-    ("Held-out loss, after training", "05_push_and_infer", "after.loss", "{:.3f}"),
-    ("Replies cut at the token limit, after training", "05_push_and_infer", "after.unfinished", "{:,}"),
-    ("Largest logit difference, merged against unmerged", "05_push_and_infer", "merged_max_logit_difference", "{:.1e}"),
-    ("Updates", "04_train_lora", "global_step", "{:,}"),
-    ("Mean training loss", "04_train_lora", "training_loss", "{:.4f}"),
-    ("Trainable parameters", "04_train_lora", "trainable_parameters", "{:,}"),
-    ("All parameters", "04_train_lora", "total_parameters", "{:,}"),
-    ("Expert tensors with an adapter", "04_train_lora", "adapted_expert_tensors", "{:,}"),
-    ("Training time", "04_train_lora", "train_runtime_s", "{:,.1f} s"),
-    ("Training speed", "04_train_lora", "samples_per_second", "{:,.1f} rows a second"),
-    ("Peak memory while training", "04_train_lora", "peak_memory_bytes", "{:,.2f} GB"),
-    ("Trained on", "04_train_lora", "device", "{}"),
-    ("Adapter on the Hub", "05_push_and_infer", "hub_repo", "{}"),
+BEFORE, TRAINING, AFTER = NOTEBOOKS[2:]
+# Measured before and after training: label, key in both records, format.
+MEASURES = (
+    ("Reasons in the language asked for", "agreement", "{:.1%}"),
+    ("Answers exactly as the reference", "exact", "{:.1%}"),
+    ("Held-out loss", "loss", "{:.3f}"),
+    ("Replies cut at the token limit", "unfinished", "{:,}"),
+    ("Held-out questions", "questions", "{:,}"),
+)
+# Label, notebook, key in its record, format.
+FACTS = (
+    ("Updates", TRAINING, "global_step", "{:,}"),
+    ("Mean training loss", TRAINING, "training_loss", "{:.4f}"),
+    ("Trainable parameters", TRAINING, "trainable_parameters", "{:,}"),
+    ("All parameters", TRAINING, "total_parameters", "{:,}"),
+    ("Training time", TRAINING, "train_runtime_s", "{:,.1f} s"),
+    ("Training speed", TRAINING, "samples_per_second", "{:,.1f} rows a second"),
+    ("Peak memory while training", TRAINING, "peak_memory_bytes", "{:,.2f} GB"),
+    ("Trained on", TRAINING, "device", "{}"),
+    ("Largest logit difference, merged against unmerged", AFTER, "merged_max_logit_difference", "{:.1e}"),
+    ("Adapter on the Hub", AFTER, "hub_repo", "{}"),
 )
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub")
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
-td { border-bottom: 1px solid #8886; padding: .3rem 1rem .3rem 0 }
-td + td { text-align: right; font-variant-numeric: tabular-nums }
+th, td { border-bottom: 1px solid #8886; padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top }
+td + td, th + th { text-align: right; font-variant-numeric: tabular-nums }
+.reply td, .reply th { text-align: left; width: 50% }
 figure { margin: 1.5rem 0 }
 img { max-width: 100%; background: #fff; border-radius: 4px }
+.result { font-size: 1.25rem; font-weight: 600 }
 .quiet { opacity: .7 }
 """
 
 
-def summary(output_dir: Path) -> str:
-    """The result of a complete run, in one line.
+class Plot(NamedTuple):
+    """A picture from a cell tagged `report`, with the heading above it."""
 
-    Raises:
-        FtlibError: the last notebook has not been run to its end.
-    """
-    record = records.read(output_dir / "records", "05_push_and_infer")
+    notebook: str
+    heading: str
+    source: str  # the cell's code
+    image: str  # a PNG in base64
+
+
+def summary(output_dir: Path) -> str:
+    """The result of a complete run, in one line."""
+    record = records.read(output_dir / "records", AFTER)
     before, after = record["before"], record["after"]
     questions = f"on {after['questions']} held-out questions"
     if after["agreement"] is None:  # no row asks for a language
         return f"Held-out loss: {before['loss']:.3f} before → {after['loss']:.3f} after, {questions}"
-    return (
-        f"Reasoning in the language asked for: {before['agreement']:.0%} before → {after['agreement']:.0%} after, "
-        f"{questions}"
-    )
+    shares = f"{before['agreement']:.0%} before → {after['agreement']:.0%} after"
+    return f"Reasoning in the language asked for: {shares}, {questions}"
 
 
 def write(output_dir: Path) -> Path:
-    """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network.
-
-    Raises:
-        FtlibError: no notebook has been executed yet.
-    """
+    """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network."""
     import nbformat
 
     executed = dict(_executed(output_dir / "notebooks"))
@@ -78,20 +79,21 @@ def write(output_dir: Path) -> Path:
         raise FtlibError(f"no executed notebooks of {output_dir.name} were found; run `ftlib run` first")
     folder = output_dir / "report"
     folder.mkdir(exist_ok=True)
-    figures, links = [], []
+    plots: list[Plot] = []
+    links: list[str] = []
     for name, path in executed.items():
         notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-        figures += [_figure(name, heading, image) for heading, image in _plots(notebook)]
+        plots += _plots(name, notebook)
         links.append(_link(name, notebook))
         (folder / f"{name}.html").write_text(_page(notebook, name), encoding="utf-8")
     made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed.values()), UTC)
     index = folder / "index.html"
-    index.write_text(_index(output_dir, made, links, figures), encoding="utf-8")
+    index.write_text("\n".join(_index(output_dir, made, links, plots)), encoding="utf-8")
     return index
 
 
 def _executed(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each notebook that was run to its end or, where it never was, as far as it came."""
+    """Each notebook that ran to its end or, failing that, the unfinished one."""
     for name in NOTEBOOKS:
         found = [path for ending in (".ipynb", UNFINISHED) if (path := folder / f"{name}{ending}").is_file()]
         yield from ((name, path) for path in found[:1])
@@ -100,7 +102,7 @@ def _executed(folder: Path) -> Iterator[tuple[str, Path]]:
 def _page(notebook: Any, title: str) -> str:
     from nbconvert import HTMLExporter
 
-    # Without addresses for its scripts the page asks nobody for anything; formulas stay as they are typed.
+    # Without addresses for its scripts the page fetches nothing; formulas stay as they are typed.
     offline = {"mathjax_url": "", "mermaid_js_url": "", "mermaid_layout_elk_js_url": "", "require_js_url": ""}
     exporter = HTMLExporter(embed_images=True, **offline)  # type: ignore[no-untyped-call]
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
@@ -121,56 +123,73 @@ def _link(name: str, notebook: Any) -> str:
     return f'<li><a href="{name}.html">{escape(_title(notebook))}</a> <span class="quiet">{note}</span></li>'
 
 
-def _plots(notebook: Any) -> Iterator[tuple[str, str]]:
-    """The plots of the cells tagged `report`: the heading that each stands below, and its PNG in base64."""
+def _plots(name: str, notebook: Any) -> Iterator[Plot]:
     heading = _title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
             heading = headings[-1].lstrip("# ") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
-            pictures = [output.data for output in cell.outputs if "data" in output]
-            yield from ((heading, picture["image/png"]) for picture in pictures if "image/png" in picture)
+            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+            yield from (Plot(name, heading, cell.source, picture) for picture in pictures)
 
 
-def _figure(name: str, heading: str, image: str) -> str:
-    caption = escape(heading)
+def _figure(plot: Plot) -> str:
+    caption = escape(plot.heading)
     return (
-        f'<figure><figcaption><a href="{name}.html">{caption}</a></figcaption>'
-        f'<img alt="{caption}" src="data:image/png;base64,{image}"></figure>'
+        f'<figure><figcaption><a href="{plot.notebook}.html">{caption}</a></figcaption>'
+        f'<img alt="{caption}" src="data:image/png;base64,{plot.image}"></figure>'
     )
 
 
-def _index(output_dir: Path, made: datetime, links: list[str], figures: list[str]) -> str:
+def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]) -> Iterator[str]:
+    found = {name: _record(output_dir, name) for name in (BEFORE, TRAINING, AFTER)}
     title = f"Fine-tuning report: {escape(output_dir.name)}"
-    rows = [f"<tr><td>{escape(label)}</td><td>{_value(output_dir, *value)}</td></tr>" for label, *value in RESULTS]
+    result = [plot for plot in plots if plot.notebook == AFTER and "plots.agreement(" in plot.source]
+    yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width">'
+    yield f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
+    yield f'<p class="result">{escape(summary(output_dir)) if found[AFTER] else "This run is not finished."}</p>'
+    yield from map(_figure, result)
+    yield from _reply(found[AFTER].get("examples", []))
+    yield "<h2>Results</h2><table><tr><th></th><th>before training</th><th>after</th></tr>"
+    after = found[AFTER].get("after", {})
+    for label, key, pattern in MEASURES:
+        yield f"<tr><td>{label}</td>{_cell(found[BEFORE], key, pattern)}{_cell(after, key, pattern)}</tr>"
+    yield "</table><table>"
+    for label, notebook, key, pattern in FACTS:
+        yield f"<tr><td>{label}</td>{_cell(found[notebook], key, pattern)}</tr>"
+    yield "</table><h2>Notebooks</h2><ol>"
+    yield from links
+    yield "</ol><h2>Plots</h2>"
+    yield from (_figure(plot) for plot in plots if plot not in result)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f"<title>{title}</title><style>{STYLE}</style></head><body>",
-            f"<h1>{title}</h1><p>Run on {made:%d %B %Y, %H:%M UTC}.</p>",
-            "<h2>Results</h2><table>",
-            *rows,
-            "</table><h2>Notebooks</h2><ol>",
-            *links,
-            "</ol><h2>Plots</h2>",
-            *figures,
-            f'<p class="quiet">Python {platform.python_version()}, {libraries}</p></body></html>',
-        ]
-    )
+    yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}, Python {platform.python_version()}, {libraries}</p>'
+    yield "</body></html>"
 
 
-def _value(output_dir: Path, notebook: str, key: str, pattern: str) -> str:
+def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:
+    """One question, with the model's reasoning before and after training side by side; in another language if any."""
+    others = [example for example in examples if example["language"] != "English"]
+    for example in (others or examples)[:1]:
+        shown = {key: escape(str(value)) for key, value in example.items()}
+        yield f"<p>Asked to reason in {shown['language']}: <q>{shown['question']}</q></p>"
+        yield '<table class="reply"><tr><th>reasoning before training</th><th>after</th></tr>'
+        yield f"<tr><td>{shown['reasoning before']}</td><td>{shown['reasoning after']}</td></tr></table>"
+        yield f"<p>It answers: <q>{shown['answer after']}</q></p>"
+
+
+def _record(output_dir: Path, notebook: str) -> dict[str, Any]:
     try:
-        record = records.read(output_dir / "records", notebook)
+        return records.read(output_dir / "records", notebook)
     except FtlibError:
-        return "not run"
-    value: Any = record
-    for part in key.split("."):
-        if part not in value:
-            return "not recorded"
-        value = value[part]
+        return {}
+
+
+def _cell(record: dict[str, Any], key: str, pattern: str) -> str:
+    if key not in record:
+        return f"<td>{'not recorded' if record else 'not run'}</td>"
+    value = record[key]
     if value is None:
-        return "not measured"
-    return escape(pattern.format(value / 1e9 if pattern.endswith("GB") else value))
+        return "<td>not measured</td>"
+    return f"<td>{escape(pattern.format(value / 1e9 if pattern.endswith('GB') else value))}</td>"

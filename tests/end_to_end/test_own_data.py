@@ -1,4 +1,4 @@
-"""Somebody's own data through all five notebooks from one short file: the shipped example, and every accepted shape."""
+"""A user's own data through all five notebooks, from one short profile."""
 
 import json
 import os
@@ -7,17 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from helpers import HANGING_S, NOTEBOOKS, ROOT
-from pyarrow import csv, parquet
 
 EXAMPLE = "notebooks/examples/own_data.toml"
-# All notebooks in one process, one after another; each starts from its parameters, with another profile.
+PROFILE = """
+extends = "tiny"
+[data]
+dataset = "rows.jsonl"
+held_out_share = 0.25
+[train]
+assistant_only_loss = true
+[measure]
+max_new_tokens = 8
+"""
+# All notebooks in one process, one after another, each with parameters of our own.
 WALK = """
 import json, sys
 for cells in json.loads(sys.stdin.read()):
@@ -27,10 +34,14 @@ for cells in json.loads(sys.stdin.read()):
 """
 
 
-def ftlib(*arguments: str, folder: Path) -> subprocess.Popen[str]:
-    """In a group of its own, so that it can be killed with its kernels, as when a machine is taken away."""
+def record(output_dir: Path, notebook: str) -> dict[str, Any]:
+    return json.loads((output_dir / "records" / f"{notebook}.json").read_text())
+
+
+def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """In a process group of its own, so that it can be killed with its kernels."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ftlib.cli", *arguments],
+        [sys.executable, "-m", "ftlib.cli", "run", *arguments, "--profile", EXAMPLE],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -40,27 +51,19 @@ def ftlib(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-
-
-def record(output_dir: Path, notebook: str) -> dict[str, Any]:
-    return json.loads((output_dir / "records" / f"{notebook}.json").read_text())
-
-
 @pytest.mark.slow
 def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     output_dir = tmp_path / "outputs/own_data"
-    training = ftlib("run", "03_load_model", "04_train_lora", "--profile", EXAMPLE, folder=tmp_path)
-    wait_for(output_dir / "checkpoints/checkpoint-20/manifest.json", training)
+    training = start("03_load_model", "04_train_lora", folder=tmp_path)
+    while not (output_dir / "checkpoints/checkpoint-20/manifest.json").exists():
+        assert training.poll() is None, training.communicate()[0]
+        time.sleep(0.02)
     os.killpg(training.pid, signal.SIGKILL)
     training.communicate()
     assert not (output_dir / "adapter").exists()
 
-    again = ftlib("run", "--profile", EXAMPLE, folder=tmp_path)
+    again = start(folder=tmp_path)
     printed, _ = again.communicate(timeout=HANGING_S)
     assert again.returncode == 0, printed
     assert "going on from checkpoint-" in (output_dir / "notebooks/04_train_lora.ipynb").read_text()
@@ -68,86 +71,27 @@ def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Pat
     outcome = record(output_dir, "05_push_and_infer")
     assert outcome["before"]["agreement"] < 0.4
     assert outcome["after"]["agreement"] > 0.8
-    assert f"{outcome['after']['agreement']:.0%} after, on {outcome['after']['questions']} held-out" in printed
     card = (output_dir / "adapter/README.md").read_text()
     assert "own_data.jsonl, a local file" in card
     assert "datasets:" not in card.split("---")[1]
 
 
-def question(number: int) -> str:
-    return f"What is {number} plus 3?"
-
-
-def answer(number: int) -> str:
-    return f"{number} plus 3 is {number + 3}."
-
-
-def messages(number: int, content: str, **more: str) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question(number)}, {"role": "assistant", "content": content, **more}]
-    return {"messages": turns}
-
-
-def jsonl(row: Callable[[int], dict[str, Any]]) -> Callable[[Path], str]:
-    def write(folder: Path) -> str:
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in range(24)))
-        return "rows.jsonl"
-
-    return write
-
-
-def table(columns: dict[str, list[str]], write: Callable[[pyarrow.Table, Path], Any], name: str) -> Callable[..., str]:
-    def to_file(folder: Path) -> str:
-        write(pyarrow.table(columns), folder / name)
-        return name
-
-    return to_file
-
-
-NUMBERS = range(24)
-SHAPES: dict[str, tuple[Callable[[Path], str], str]] = {
-    "messages with thinking": (jsonl(lambda n: messages(n, answer(n), thinking=f"{n} and 3 more.")), ""),
-    "messages with and without <think>": (
-        jsonl(lambda n: messages(n, f"<think>{n} and 3 more.</think>{answer(n)}" if n % 2 else answer(n))),
-        "assistant_only_loss = true",
-    ),
-    "prompt and completion": (
-        table({"prompt": [*map(question, NUMBERS)], "completion": [*map(answer, NUMBERS)]}, csv.write_csv, "rows.csv"),
-        "",
-    ),
-    "other columns": (
-        table(
-            {
-                "instruction": [*map(question, NUMBERS)],
-                "output": [*map(answer, NUMBERS)],
-                "lang": ["French", "Dutch"] * 12,
-            },
-            parquet.write_table,
-            "rows.parquet",
-        ),
-        'columns = { prompt = "instruction", response = "output", reasoning_language = "lang" }',
-    ),
-}
-
-
-FAST = "messages with and without <think>"
-
-
-@pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=() if shape == FAST else pytest.mark.slow) for shape in SHAPES]
-)
-def test_every_shape_goes_through_all_five_notebooks(shape: str, tmp_path: Path, notebooks: Any) -> None:
-    (tmp_path / "notebooks").mkdir()
+def test_rows_without_a_language_go_through_all_five_notebooks(tmp_path: Path, notebooks: Any) -> None:
+    """Half of them with `<think>`; only the assistant's turns are trained on."""
     shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
-    write, settings = SHAPES[shape]
-    data = f'[data]\ndataset = "{write(tmp_path)}"\nheld_out_share = 0.25\n{settings}\n'
-    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{data}[measure]\nmax_new_tokens = 8\n')
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in range(24):
+            answer = f"{number} plus 3 is {number + 3}."
+            reply = f"<think>{number} and 3 more.</think>{answer}" if number % 2 else answer
+            turns = [("user", f"What is {number} plus 3?"), ("assistant", reply)]
+            print(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}), file=file)
+    (tmp_path / "mine.toml").write_text(PROFILE)
     parameters = 'profile = "mine.toml"\noutput_root = "outputs"\nresume = True'
-    walk = [[parameters, *notebooks.cells(name)[1:]] for name in NOTEBOOKS]
     result = subprocess.run(
         [sys.executable, "-c", WALK],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
-        input=json.dumps(walk),
+        input=json.dumps([[parameters, *notebooks.cells(name)[1:]] for name in NOTEBOOKS]),
         capture_output=True,
         text=True,
         timeout=HANGING_S,
@@ -158,7 +102,6 @@ def test_every_shape_goes_through_all_five_notebooks(shape: str, tmp_path: Path,
     assert (explored["rows"], explored["problems"], explored["held_out_rows"]) == (24, 0, 6)
     assert record(output_dir, "04_train_lora")["global_step"] == 2
     assert outcome["after"]["loss"] < outcome["before"]["loss"]
-    assert outcome["after"]["unfinished"] == 6, "eight tokens are too few, and that is counted"
-    asked = shape == "other columns"
-    assert (outcome["after"]["agreement"] is None) is not asked
-    assert ("not measured before training, not measured after" in result.stdout) is not asked
+    assert outcome["after"]["unfinished"] == 6, "eight tokens are too few"
+    assert outcome["after"]["agreement"] is None
+    assert "not measured before training, not measured after" in result.stdout

@@ -1,6 +1,6 @@
 """What only a GPU can show, on random weights in the published shape: `make test-gpu`.
 
-Each test tells its numbers in a line of its own. `make test-gpu RIG=tiny` rehearses them on a CPU.
+Each test prints its numbers in a line of its own. `make test-gpu RIG=tiny` rehearses them on a CPU.
 """
 
 import contextlib
@@ -35,23 +35,21 @@ from ftlib.session import device, hub_client
 
 pytestmark = pytest.mark.gpu
 
-MEMORY = 0.2
-"""How far a measured peak may be from the planned one, as a share of it."""
-TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
-"""How far losses and a layer's outputs may be apart, as a share: in float32 on a CPU, in bfloat16 on a GPU."""
+MEMORY = 0.2  # how far a measured peak may be from the planned one, as a share
+TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # the same for losses and layers' outputs: float32 on a CPU, bfloat16 on a GPU
 Tell = Callable[..., None]
 Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
 def _freed() -> Iterator[None]:
-    """42 GB of weights leave no room for those of the next test."""
+    """42 GB of weights leave no room for the next test's."""
     yield
     free()
 
 
 def free() -> int:
-    """Give back what nobody holds any more; returns the bytes of tensors that are left on the GPU."""
+    """Free unused memory; returns the bytes of tensors that are left on the GPU."""
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated() if device.gpus() else 0
@@ -59,7 +57,7 @@ def free() -> int:
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    """The rig, and a folder for its files; pytest's own would keep 14 GB for the next three runs."""
+    """The rig in a folder of its own: pytest's would keep 14 GB for the next three runs."""
     with contextlib.chdir(ROOT), tempfile.TemporaryDirectory() as folder:
         rig = Rig(os.environ.get("RIG", "gpt-oss-20b"), Path(folder))
         doctor.check_compute(rig.recipe)
@@ -79,7 +77,7 @@ def checkpoint(rig: Rig, tell: Tell) -> Path:
     started = time.monotonic()
     size = write_checkpoint(rig)
     seconds = time.monotonic() - started
-    tell("written", f"{size / 1e9:.3f} GB in {seconds:.0f} s", bytes=size, seconds=seconds)
+    tell("written", f"{size / 1e9:.3f} GB in {seconds:.0f} s")
     assert size == pytest.approx(architecture.bytes_on_disk(rig.shape), rel=0.01)
     return rig.checkpoint
 
@@ -88,12 +86,12 @@ def checkpoint(rig: Rig, tell: Tell) -> Path:
 def trained(rig: Rig, checkpoint: Path) -> Train:
     """Trains in a process of its own, which gives its memory back by ending; the same training is run once."""
     done: dict[tuple[Any, ...], dict[str, Any]] = {}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
 
     def train(recipe: str, run: str, killed: int = 0, stopped: int = 0) -> dict[str, Any]:
         if (run, killed) not in done:
-            script = ROOT / "tests/helpers/gpu_training.py"
-            command = [sys.executable, *map(str, (script, rig.name, rig.folder, recipe, run, killed, stopped))]
+            arguments = map(str, (rig.name, rig.folder, recipe, run, killed, stopped))
+            command = [sys.executable, "-m", "helpers.gpu_training", *arguments]
             ended = subprocess.run(command, capture_output=True, text=True, env=environment)
             assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stderr[-4000:]
             assert "recompile_limit" not in ended.stderr
@@ -109,7 +107,7 @@ def furthest(found: list[float], expected: list[float]) -> float:
 
 
 def test_the_loss_is_computed_by_a_triton_kernel(rig: Rig, tell: Tell) -> None:
-    """It wants a C compiler and Python's headers, which `doctor.check_compute` looked for."""
+    """The kernel needs a C compiler and Python's headers, which `doctor.check_compute` looked for."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(size, rig.shape.hidden_size, device=rig.place) for size in (64, 1000))
     labels = torch.randint(1000, (64,), device=rig.place)
@@ -118,7 +116,7 @@ def test_the_loss_is_computed_by_a_triton_kernel(rig: Rig, tell: Tell) -> None:
     seconds = time.monotonic() - started
     expected = (hidden.double() @ weight.double().T).log_softmax(dim=-1).gather(1, labels[:, None]).squeeze(1)
     triton = chunked_logprob._use_triton(hidden.device)
-    tell("loss", f"its first kernel took {seconds:.1f} s, Triton: {triton}", seconds=seconds, triton=triton)
+    tell("loss", f"its first kernel took {seconds:.1f} s, Triton: {triton}")
     assert triton == rig.on_gpu
     assert torch.allclose(found.double(), expected, rtol=TOLERANCE[rig.place])
 
@@ -134,8 +132,7 @@ class TestLoaded:
         rig.run("03_load_model", "total_parameters", namespace)
         seconds, took = time.monotonic() - started, namespace["model"].get_memory_footprint()
         peak = torch.cuda.max_memory_allocated() if rig.on_gpu else device.peak_memory_bytes()
-        line = f"{took / 1e9:.3f} GB in {seconds:.0f} s, at most {peak / 1e9:.2f} GB"
-        tell("loaded", line, bytes=took, peak_bytes=peak, seconds=seconds)
+        tell("loaded", f"{took / 1e9:.3f} GB in {seconds:.0f} s, at most {peak / 1e9:.2f} GB")
         namespace["model"].generation_config.eos_token_id = None  # every reply as long as it may be
         yield namespace
         namespace["model"].to("meta")  # a test that failed may still hold it
@@ -154,17 +151,10 @@ class TestLoaded:
         rig.run("03_load_model", "response", loaded)
         per_token = (time.monotonic() - started) / rig.recipe.measure.max_new_tokens
         assert harmony.parse_reply(loaded["response"]) is not None
-        tell("one prompt", f"{1000 * per_token:.0f} ms a token", seconds_per_token=per_token)
+        tell("one prompt", f"{1000 * per_token:.0f} ms a token")
 
     @pytest.mark.parametrize(
-        ("experts", "batch", "questions"),
-        [
-            ("eager", 8, 16),
-            ("eager", 120, 16),
-            ("grouped_mm", 8, 16),
-            ("grouped_mm", 120, 16),
-            ("grouped_mm", 120, 120),
-        ],
+        ("experts", "batch", "questions"), [("eager", 8, 16), ("grouped_mm", 8, 16), ("grouped_mm", 120, 120)]
     )
     def test_measuring(
         self, experts: str, batch: int, questions: int, rig: Rig, loaded: dict[str, Any], tell: Tell
@@ -180,13 +170,8 @@ class TestLoaded:
         seconds = time.monotonic() - started
         above = torch.cuda.max_memory_allocated() - held if rig.on_gpu else 0
         speed = questions * settings.max_new_tokens / seconds
-        tell(
-            f"measuring {questions} questions, {batch} at once, experts {experts}",
-            f"{seconds:.1f} s, {speed:,.0f} tokens/s, {above / 1e9:.2f} GB above the weights",
-            seconds=seconds,
-            tokens_per_second=speed,
-            bytes_above_weights=above,
-        )
+        line = f"{seconds:.1f} s, {speed:,.0f} tokens/s, {above / 1e9:.2f} GB above the weights"
+        tell(f"measuring {questions} questions, {batch} at once, experts {experts}", line)
         assert len(results) == questions
         assert results["loss"].notna().all()
 
@@ -207,8 +192,7 @@ class TestLoaded:
         apart = max(((here - there).norm() / there.norm()).item() for there, here in zip(*outputs, strict=True))
         difference = ((logits[1] - logits[0]).norm(dim=-1) / logits[0].norm(dim=-1)).max().item()
         same = (logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean().item()
-        line = f"layers {apart:.1e} apart, logits {difference:.1e}, {same:.0%} of first tokens the same"
-        tell("experts", line, layers=apart, logits=difference, first_tokens=same)
+        tell("experts", f"layers {apart:.1e} apart, logits {difference:.1e}, {same:.0%} of first tokens the same")
         assert apart < TOLERANCE[rig.place]
         assert difference < 5 * TOLERANCE[rig.place]
         assert same > 0.9
@@ -221,14 +205,11 @@ class TestLoaded:
 
 def test_the_benchmark_runs_to_its_end(rig: Rig, tell: Tell) -> None:
     """Every recipe is shown to train the same, in float32 on two layers and as it is on all, and is then timed."""
-    result = bench.run(rig.name, one_by_one=False, rounds=1, updates=2, console=Console(file=sys.stderr))
-    assert result["layers"] == rig.shape.num_hidden_layers
+    result = bench.run(rig.name, rounds=1, updates=2, console=Console(file=sys.stderr))
     for row in result["recipes"]:
-        line = (
-            f"{row['samples_per_second']:.2f} rows/s, {row['peak_bytes_above_weights'] / 1e9:.2f} GB above the weights"
-            f", loss {row['loss']:.4f}, norm {row['grad_norm']:.4f}"
-        )
-        tell(f"benchmark, {row['recipe']}", line, **row)
+        memory = row["peak_bytes_above_weights"] / 1e9
+        line = f"{row['rows_per_second']:.2f} rows/s, {memory:.2f} GB above the weights, loss {row['loss']:.4f}"
+        tell(f"benchmark, {row['recipe']}", line)
 
 
 @pytest.mark.parametrize("name", ["recipe", "fast"])
@@ -242,8 +223,7 @@ def test_memory_is_as_planned(name: str, rig: Rig, tell: Tell) -> None:
     items = planner.memory(profile, rig.shape, planner.Batch.of(profile), rig.on_gpu)
     not_above = ("base weights", "adapter", "CUDA, NCCL and gaps", "Python and libraries")
     planned = sum(size for item, size in items.items() if item not in not_above)
-    line = f"{measured / 1e9:.3f} GB above the weights, planned {planned / 1e9:.3f} GB"
-    tell(f"memory, {name}", line, measured_bytes=measured, planned_bytes=planned)
+    tell(f"memory, {name}", f"{measured / 1e9:.3f} GB above the weights, planned {planned / 1e9:.3f} GB")
     assert measured == pytest.approx(planned, rel=MEMORY)
 
 
@@ -255,7 +235,7 @@ def test_the_fast_profile_trains_the_same_and_meets_no_limit(rig: Rig, trained: 
             f"loaded in {run['load_s']:.0f} s, {run['updates']} updates in {run['train_s']:.0f} s, "
             f"at most {run['peak_bytes'] / 1e9:.2f} GB; loss {run['losses'][0]:.4f} to {run['losses'][-1]:.4f}"
         )
-        tell(f"training, {name}", line, **run)
+        tell(f"training, {name}", line)
     assert runs["fast"]["updates"] == bench.ROWS // rig.recipe.recipe.effective_batch_size
     assert furthest(runs["fast"]["losses"][:2], runs["recipe"]["losses"]) < TOLERANCE[rig.place]
 
@@ -264,7 +244,7 @@ def test_a_training_that_was_killed_goes_on(rig: Rig, trained: Train, tell: Tell
     trained("fast", "killed", killed=CHECKPOINT_AFTER + 2)
     resumed = trained("fast", "killed")
     apart = furthest(resumed["losses"], trained("fast", "fast")["losses"])
-    tell("killed and resumed", f"losses {apart:.1e} apart", losses_apart=apart, **resumed)
+    tell("killed and resumed", f"losses {apart:.1e} apart")
     assert resumed["resumed_from"] == f"checkpoint-{CHECKPOINT_AFTER}"
     assert apart < TOLERANCE[rig.place]
 
@@ -273,12 +253,7 @@ def test_the_adapter_comes_back_answers_and_is_merged(rig: Rig, trained: Train, 
     """Notebook 05's cells, with a folder in the Hub's place. The model is loaded twice: both at once would not fit."""
     trained("fast", "fast")
     before, session = free(), rig.session(rig.recipe, "fast")
-    given = {
-        "profile": rig.recipe,
-        "session": session,
-        "repo": str(session.adapter_dir),
-        "hub_client": hub_client,
-    }
+    given = {"profile": rig.recipe, "session": session, "repo": str(session.adapter_dir), "hub_client": hub_client}
     namespace: dict[str, Any] = dict(given)
     attached = rig.run("05_push_and_infer", "attached", namespace)
     rig.run("05_push_and_infer", "output", namespace)
@@ -289,14 +264,6 @@ def test_the_adapter_comes_back_answers_and_is_merged(rig: Rig, trained: Train, 
     started = time.monotonic()
     difference = rig.run("05_push_and_infer", "merged_difference", namespace)
     seconds, largest = time.monotonic() - started, namespace["logits_unmerged"].abs().max().item()
-    tell(
-        "adapter",
-        f"{attached} tensors attached; {left / 1e9:.2f} GB left once deleted; loaded again and merged in "
-        f"{seconds:.0f} s, logits {difference:.1e} apart of up to {largest:.1f}",
-        attached=attached,
-        bytes_left=left,
-        seconds=seconds,
-        difference=difference,
-        largest=largest,
-    )
+    loaded = f"{attached} tensors attached; {left / 1e9:.2f} GB left once deleted"
+    tell("adapter", f"{loaded}; merged in {seconds:.0f} s, logits {difference:.1e} apart of up to {largest:.1f}")
     assert left < 0.1e9

@@ -1,9 +1,9 @@
-"""Notebook 04's own cells in a process of their own, from the checkpoint to the saved adapter.
+"""Runs notebook 04's own cells in a process of their own, from the checkpoint to the saved adapter.
 
-    python training.py RIG FOLDER RECIPE RUN KILLED STOPPED
+    python -m helpers.gpu_training RIG FOLDER RECIPE RUN KILLED STOPPED
 
-trains RECIPE ("recipe" or "fast") into FOLDER/RUN, dies by SIGKILL in update KILLED or ends after update STOPPED (0:
-neither), and prints what it measured as JSON. Being run again it goes on from its last checkpoint.
+trains RECIPE ("recipe" or "fast") into FOLDER/RUN, is killed in update KILLED or ends after update STOPPED (0: never),
+and prints what it measured as JSON. Run again, it goes on from its last checkpoint.
 """
 
 import json

@@ -1,15 +1,13 @@
-"""What the tests for GPUs run on: a shape, a checkpoint of random weights in it, and recipes that read that folder.
+"""What the GPU tests run on: a shape, a checkpoint of random weights in it, and recipes that read the checkpoint.
 
-The same tests run on two rigs. "gpt-oss-20b" has the published shape and wants a GPU of 80 GB; "tiny" rehearses them on
-a CPU, with eager attention where the other has flex attention, and finds whatever is wrong but for what a GPU does.
+The rig "gpt-oss-20b" has the published shape and needs a GPU of 80 GB; "tiny" rehearses the same tests on a CPU, with
+eager attention instead of flex attention.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,34 +21,27 @@ from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 from ftlib.rehearsal.mxfp4 import BLOCK
 from ftlib.runner import bench, cells
-from ftlib.session import device, records
+from ftlib.session import device
 from ftlib.session.session import Session
 from helpers import ROOT
 
-CHECKPOINT_AFTER = 4
-"""Updates between two checkpoints; there are ten."""
-SCALES = (118, 122)
-"""Exponents of MXFP4 with which random codes have a standard deviation of about 0.02, as a fresh model has."""
+CHECKPOINT_AFTER = 4  # updates, of ten
+SCALES = (118, 122)  # MXFP4 exponents that give random codes a standard deviation of about 0.02, as in a fresh model
+# Standard deviation of the embeddings. With the usual one, 24 random layers magnify bfloat16's rounding until logits
+# are a third apart; embeddings that outweigh what the layers add keep it small.
 EMBEDDING = 32.0
-"""Standard deviation of the embeddings. Where these outweigh what the layers add, a layer's rounding stays small; with
-usual ones 24 random layers magnify it until, in bfloat16, logits are a third apart."""
 PACKED = ("gate_up_proj", "down_proj")
 
 
 class Untracked(Session):
-    """A session whose training keeps no curves."""
+    """A session without training curves."""
 
     trackers: ClassVar = []  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
 class Rig:
-    """What is computed, and on what.
-
-    Args:
-        name: of the profile: "gpt-oss-20b" or "tiny".
-        folder: where the checkpoint is, and where what the tests train goes.
-    """
+    """The profile's name, "gpt-oss-20b" or "tiny", and the folder of the checkpoint and of what the tests train."""
 
     name: str
     folder: Path
@@ -62,7 +53,7 @@ class Rig:
 
     @property
     def fast(self) -> Profile:
-        """The same in the fast profile's way; on a CPU, where flex attention has no sinks, as far as it goes."""
+        """The fast profile; on a CPU, where flex attention has no sinks, the recipe without padding."""
         if self.on_gpu:
             return self._here(profiles.load(f"{self.name}-fast"))
         return bench.changed(self.recipe, {("recipe", "padding_free"): True})
@@ -76,7 +67,7 @@ class Rig:
         return bench.changed(profile, values)
 
     def profile(self, name: str) -> Profile:
-        """The one or the other by its name, "recipe" or "fast"."""
+        """A recipe by its name, "recipe" or "fast"."""
         return {"recipe": self.recipe, "fast": self.fast}[name]
 
     @property
@@ -100,13 +91,13 @@ class Rig:
         return bench.shape_of(profiles.load(self.name))
 
     def session(self, profile: Profile, run: str = "run") -> Session:
-        """A notebook's surroundings, as `start` would make them, but without a Hub."""
+        """A session as `start` would make it, but without a Hub."""
         output_dir = self.folder / run
         output_dir.mkdir(exist_ok=True)
         return Untracked(profile, self.name, self.folder, run, output_dir, hub_url="")
 
     def run(self, notebook: str, variable: str, namespace: dict[str, Any]) -> Any:
-        """Execute a notebook's own cells as far as they lead to a variable; returns its value."""
+        """Execute the cells that a notebook's variable needs; returns its value."""
         return cells.run(variable, ROOT / "notebooks" / f"{notebook}.ipynb", namespace)
 
 
@@ -150,35 +141,17 @@ def _random(name: str, weight: torch.Tensor, place: str) -> Iterator[tuple[str, 
 
 
 class Figures:
-    """What the tests measured: a line each below pytest's report, and a file of them.
-
-    A second run on the same machine with the same libraries adds to the file of the first, so that the tests may be
-    run in two parts.
-    """
+    """What the tests measured, in lines below pytest's report."""
 
     def __init__(self, rig: Rig) -> None:
+        self.title = f"random weights in the shape of {rig.name}, {device.describe(not rig.on_gpu)}"
         self.lines: list[str] = []
-        self._folder = ROOT / "outputs" / "gpu"
-        self._name = "figures" if rig.on_gpu else f"figures-{rig.name}"
-        self._values: dict[str, Any] = {
-            "shape": f"random weights in the shape of {rig.name}",
-            "machine": device.describe(not rig.on_gpu),
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")},
-            "figures": {},
-        }
-        path = self._folder / f"{self._name}.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {}
-        if all(earlier.get(key) == self._values[key] for key in ("shape", "machine", "versions")):
-            self._values["figures"] = earlier["figures"]
 
-    def tell(self, name: str, line: str, **values: Any) -> None:
-        """Keep what a test measured, as a line to read and as values; written at once, whatever comes after."""
+    def tell(self, name: str, line: str) -> None:
         self.lines.append(f"{name}: {line}")
-        self._values["figures"][name] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **values}
-        records.write(self._folder, self._name, self._values)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """pytest calls this at the end of a run."""
-        terminalreporter.section(f"{self._values['shape']}, {self._values['machine']}")
+        terminalreporter.section(self.title)
         for line in self.lines:
             terminalreporter.write_line(line)
