@@ -137,22 +137,6 @@ def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
     return ax
 
 
-def recipes(frame: pd.DataFrame) -> Axes:
-    """Draw how many rows a second each recipe trains, and how much memory it takes, compared with the first.
-
-    Args:
-        frame: columns recipe, samples_per_second, slowest, fastest and peak_bytes_above_weights, one row a recipe.
-    """
-    speed = frame["samples_per_second"]
-    memory = [_amount(size, _BYTES) for size in frame["peak_bytes_above_weights"]]
-    labels = [f"{ratio:.1f} ×, {size}" for ratio, size in zip(speed / speed.iloc[0], memory, strict=True)]
-    spread: dict[str, Any] = {"xerr": [speed - frame["slowest"], frame["fastest"] - speed], "error_kw": _INTERVAL}
-    colours = [BEFORE] + [AFTER] * (len(frame) - 1)
-    ax = _horizontal_bars(list(frame["recipe"]), list(speed), labels, colours, height=1.2 + 0.45 * len(frame), **spread)
-    ax.set(title="How fast is a recipe, and what does it hold?", xlabel="rows a second, and memory above the weights")
-    return ax
-
-
 def memory(items: Mapping[str, float], capacity: float) -> Axes:
     """Draw what takes memory, in bytes, from left to right, and the capacity; what does not fit is hatched."""
     sizes = list(items.values())

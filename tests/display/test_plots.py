@@ -36,10 +36,6 @@ COSTS = pd.DataFrame(
     columns=["language", "reasoning_tokens", "reasoning_characters"],
 )
 BLOCKS = pd.DataFrame({"block": ["router", "experts", "attention"], "parameters": [2e6, 19e9, 998e6]})
-RECIPES = pd.DataFrame(
-    [("gpt-oss-20b", 1.0, 0.9, 1.1, 16e9), ("gpt-oss-20b-fast", 2.5, 2.4, 2.6, 8e9)],
-    columns=["recipe", "samples_per_second", "slowest", "fastest", "peak_bytes_above_weights"],
-)
 LOG: list[dict[str, Any]] = [
     {"step": 1, "loss": 2.0, "mean_token_accuracy": 0.5, "learning_rate": 1e-4},
     {"step": 2, "loss": 1.5, "learning_rate": 2e-4},
@@ -57,7 +53,6 @@ EVERY_PLOT: dict[str, Callable[[], Axes]] = {
     "agreement of many": lambda: plots.agreement(shares({f"Language {letter}": 20 for letter in "ABCDEFGHIJKL"})),
     "agreement of none": lambda: plots.agreement(pd.DataFrame([])),
     "adapter_size": lambda: plots.adapter_size(13_800_000_000, 60_000_000),
-    "recipes": lambda: plots.recipes(RECIPES),
     "memory": lambda: plots.memory(MEMORY, 80e9),
 }
 
@@ -191,10 +186,6 @@ def test_sizes_are_drawn_to_scale() -> None:
     assert ax.get_xscale() == "linear"
     assert widths(ax) == [13_800_000_000, 60_200_000]
     assert texts(ax) == ["13.8 GB", "60.2 MB (0.436% of the base)"]
-
-
-def test_recipes_are_compared_with_the_first() -> None:
-    assert texts(plots.recipes(RECIPES)) == ["1.0 ×, 16 GB", "2.5 ×, 8 GB"]
 
 
 def test_memory_adds_up_and_what_does_not_fit_is_hatched() -> None:
