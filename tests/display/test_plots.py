@@ -191,10 +191,7 @@ def test_sizes_are_drawn_to_scale() -> None:
     assert ax.get_xscale() == "linear"
     assert widths(ax) == [13_800_000_000, 60_200_000]
     assert texts(ax) == ["13.8 GB", "60.2 MB (0.436% of the base)"]
-
-
-def test_recipes_are_compared_with_the_first() -> None:
-    assert texts(plots.recipes(RECIPES)) == ["1.0 ×, 16 GB", "2.5 ×, 8 GB"]
+    assert texts(plots.recipes(RECIPES)) == ["1.0 ×, 16 GB", "2.5 ×, 8 GB"], "compared with the first"
 
 
 def test_memory_adds_up_and_what_does_not_fit_is_hatched() -> None:
