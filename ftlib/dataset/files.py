@@ -32,11 +32,9 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
     """
     paths = _find(place)
     try:
-        return _convert(tuple(paths), tuple(path.stat().st_mtime_ns for path in paths))
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise FtlibError(f"{place.name} is not UTF-8 text ({error.reason}); save it again in that encoding") from None
-    except OSError as error:
-        raise FtlibError(f"{place.name} cannot be read ({error.strerror}); check its permissions") from None
+        return _convert(tuple(paths), tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths))
+    except UnicodeEncodeError:
+        raise FtlibError(f"{place.name} holds half a character, such as \\ud83d; take it out") from None
 
 
 def _find(place: Path) -> list[Path]:
@@ -60,7 +58,7 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
     from datasets import Features, Json, Value
     from pyarrow import parquet
 
-    read = {path.name: _READERS[path.suffix](path) for path in paths}
+    read = {path.name: _read(path) for path in paths}
     columns = _columns(read)
     rows = [row for found in read.values() for row in found]
     features, arrays = Features(), []
@@ -76,6 +74,15 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
     file = folder / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=features.arrow_schema), file)
     return file, {name: len(found) for name, found in read.items()}
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        return _READERS[path.suffix](path)
+    except UnicodeDecodeError:
+        raise FtlibError(f"{path.name} is not UTF-8 text; save it again in that encoding") from None
+    except OSError as error:
+        raise FtlibError(f"{path.name} cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _columns(read: dict[str, list[Row]]) -> list[str]:
@@ -136,11 +143,12 @@ def _csv(path: Path) -> list[Row]:
 def _parquet(path: Path) -> list[Row]:
     from pyarrow import ArrowException, parquet
 
-    try:
-        rows: list[Row] = parquet.ParquetFile(path).read().to_pylist()
-    except (ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise FtlibError(f"{path.name} is not a readable Parquet file ({reason}); write it again") from None
+    with path.open("rb") as file:
+        try:
+            rows: list[Row] = parquet.ParquetFile(file).read().to_pylist()
+        except (ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0][:80]
+            raise FtlibError(f"{path.name} is not a readable Parquet file ({reason}); write it again") from None
     return rows
 
 

@@ -67,6 +67,7 @@ def refusal(place: Path) -> str:
     return told
 
 
+WHOLE = parquet_bytes([{"prompt": f"{number} {'word ' * 50}"} for number in range(200)])
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "empty jsonl": ("own.jsonl", "", "own.jsonl has no rows; expected at least one"),
     "no columns": ("own.jsonl", "{}\n{}\n", "own.jsonl has no rows"),
@@ -78,12 +79,17 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "no object": ("own.jsonl", '{"prompt": "a"}\n42\n', "own.jsonl, row 2: found 42, expected an object"),
     "no object in a list": ("own.json", '[{"prompt": "a"}, 7]', "own.json, row 2: found 7, expected an object"),
     "endless nesting": ("own.jsonl", '{"prompt": ' + "[" * 100_000, "own.jsonl, line 1: not valid JSON (maximum rec"),
-    "half an emoji": ("own.jsonl", '{"prompt": "b\\ud83d"}\n', "own.jsonl is not UTF-8 text (surrogates not allowed)"),
+    "half an emoji": (
+        "own.jsonl",
+        '{"prompt": "b\\ud83d"}\n',
+        "own.jsonl holds half a character, such as \\ud83d; take it out",
+    ),
     "too few values": ("own.csv", 'p,c\n"a\n\nb",c\nd\n', "own.csv, line 5: found 1 values, expected 2 as in the head"),
     "too many values": ("own.csv", "prompt,completion\na,b,c\n", "own.csv, line 2: found 3 values, expected 2"),
     "repeated name": ("own.csv", "prompt,prompt\na,b\n", "own.csv: found the header ['prompt', 'prompt'], expected a"),
     "open quotes": ("own.csv", 'prompt,completion\na,"b\nc,d\n', "own.csv, line 3: not valid CSV (unexpected end"),
     "UTF-16": ("own.csv", "prompt,completion\na,b\n".encode("utf-16"), "own.csv is not UTF-8 text"),
+    "broken parquet": ("own.parquet", WHOLE[:60] + b"\xff" * 40 + WHOLE[100:], "own.parquet is not a readable Parquet"),
     "cut parquet": ("own.parquet", parquet_bytes(ROWS)[:60], "own.parquet is not a readable Parquet file (Parquet mag"),
 }
 
@@ -103,7 +109,10 @@ def test_what_is_not_there_or_no_data_file_is_told(write: Write, place: Path) ->
     told = refusal(place / "question.jsonl")
     assert told == "data.dataset question.jsonl: no such file or folder; did you mean 'questions.jsonl'?"
     (place / "gone.jsonl").symlink_to("nowhere")
-    assert refusal(place) == "somebodys-own cannot be read (No such file or directory); check its permissions"
+    (place / "questions.jsonl").write_bytes("ñ".encode("latin-1"))
+    assert refusal(place) == "gone.jsonl cannot be read (No such file or directory); check its permissions"
+    (place / "gone.jsonl").unlink()
+    assert refusal(place) == "questions.jsonl is not UTF-8 text; save it again in that encoding"
 
 
 def test_a_folder_of_unlike_files_is_refused(write: Write, place: Path) -> None:
