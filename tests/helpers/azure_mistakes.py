@@ -2,7 +2,7 @@
 
 from typing import Any
 
-GONE = object()
+GONE = "(removed)"
 TOKEN = "hf_neverShownNeverShownNeverShown"
 COMMAND = "PYTHONPATH=$PWD python -m ftlib.cli azure job --profile ${{inputs.profile}}"
 
