@@ -147,7 +147,8 @@ def model_card(
         "training": training,
         "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
     }
-    return ModelCard.from_template(metadata, template_str=CARD, **values)
+    card: ModelCard = ModelCard.from_template(metadata, template_str=CARD, **values)
+    return card
 
 
 def _eval_results(profile: Profile, measured: Mapping[str, str | float]) -> "list[EvalResult]":
