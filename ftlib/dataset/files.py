@@ -26,9 +26,6 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
 
     Returns:
         The Parquet file, and how many of its rows come from each data file, in order.
-
-    Raises:
-        FtlibError: a file is missing or broken: which, at which line, and what to do.
     """
     paths = _find(place)
     try:
@@ -42,13 +39,16 @@ def _find(place: Path) -> list[Path]:
         there = [path.name for path in sorted(place.parent.glob("*")) if path.suffix in DATA_SUFFIXES]
         hint = nearest(place.name, there) if there else "no data file is in that folder"
         raise FtlibError(f"data.dataset {place.name}: no such file or folder; {hint}")
-    found = [path for path in ([place] if place.is_file() else sorted(place.iterdir())) if path.suffix in DATA_SUFFIXES]
+    entries = [place] if place.is_file() else [path for path in sorted(place.iterdir()) if path.name[0] != "."]
+    found = [path for path in entries if path.suffix in DATA_SUFFIXES]
+    others = [path.name for path in entries if path not in found and not path.name.startswith(("README", "LICENSE"))]
     kinds = sorted({path.suffix for path in found})
+    accepted = f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
     if len(kinds) != 1:
         kind = " and ".join(kinds) or "no data"
-        raise FtlibError(
-            f"data.dataset {place.name}: found {kind} files, expected one kind of {', '.join(DATA_SUFFIXES)}"
-        )
+        raise FtlibError(f"data.dataset {place.name}: found {kind} files, expected one kind of {accepted}")
+    if others:  # such as rows.jsonl.gz, which nobody would miss until after training
+        raise FtlibError(f"data.dataset {place.name}: found {others[0]}, expected only files that end in {accepted}")
     return found
 
 

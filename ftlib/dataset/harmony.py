@@ -25,31 +25,25 @@ _DATE_PIN = re.compile(r"\A\{% macro strftime_now\(format\) \+%\}[^{]*\{% endmac
 
 @dataclass(frozen=True)
 class Segment:
-    """One message of a conversation: its exact text, markers included, and what that text says.
+    """One message of a conversation; text between two messages has no role and no content."""
 
-    `closed` tells whether a marker ends the message. Text between two messages has no role and no content.
-    """
-
-    text: str
+    text: str  # as it stands, markers included
     role: str = ""
     channel: str = ""
     to_tool: bool = False
     content: str = ""
-    closed: bool = False
+    closed: bool = False  # whether a marker ends the message
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What an assistant replied: its reasoning, its answer, its tool calls and asides; "" for what it did not say.
+    """What an assistant replied; "" for what it did not say."""
 
-    `complete` tells whether the model finished its answer; `raw` is the text that was parsed.
-    """
-
-    analysis: str
-    final: str
-    commentary: str
-    complete: bool
-    raw: str
+    analysis: str  # its reasoning
+    final: str  # its answer
+    commentary: str  # its tool calls and asides
+    complete: bool  # whether it finished its answer
+    raw: str  # the text that was parsed
 
 
 def split_channels(text: str) -> list[Segment]:
@@ -95,8 +89,7 @@ def parse_reply(text: str) -> Reply:
         if channel == "final":
             complete = segment.closed
             break
-    joined = {channel: "\n".join(parts) for channel, parts in said.items()}
-    return Reply(joined["analysis"], joined["final"], joined["commentary"], complete, raw=text)
+    return Reply(**{channel: "\n".join(parts) for channel, parts in said.items()}, complete=complete, raw=text)
 
 
 def pin_date(chat_template: str, date: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib.dataset import files
-from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, unusual
+from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, shortened, unusual
 from ftlib.errors import FtlibError
 from ftlib.profiles import Data, Profile
 from ftlib.rehearsal import HELD_OUT_FILE
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DROPPED = "dropped_rows.jsonl"
 PROBLEM = ["file", "row", "field", "found", "expected"]
 PLACES_SHOWN = 5
-LONGEST_SHOWN = 80
-"""Characters of a text that a table shows."""
+Place = tuple[str, int]  # file, and number in it
+Row = dict[str, Any]
 
 
 def load(profile: Profile, output_dir: Path) -> "tuple[Dataset, Dataset]":
@@ -35,104 +35,80 @@ def load(profile: Profile, output_dir: Path) -> "tuple[Dataset, Dataset]":
 
 
 def source(settings: Data) -> dict[str, Any]:
-    """Arguments of `load_dataset`: the Hub's id and commit, or the files on this machine, which are read here.
-
-    Raises:
-        FtlibError: a local file is missing or broken: which, at which line, and what to do.
-    """
+    """Arguments of `load_dataset`: the Hub's id and commit, or files on this machine, read as by `files.convert`."""
     if settings.is_local:
         parquet, _ = files.convert(Path(settings.dataset))
         return {"path": "parquet", "data_files": str(parquet), "cache_dir": str(parquet.parent)}
     return {"path": settings.dataset, "revision": settings.revision}
 
 
-class ReadRow(NamedTuple):
-    """A row as it came, with its file and number, and the same in the published schema, or what is wrong with it."""
-
-    place: tuple[str, int]
-    raw: dict[str, Any]
-    conversation: dict[str, Any] | None
-    problem: dict[str, Any] | None
-
-
 class Checked(NamedTuple):
     """What `check` finds: the bad rows, and what is unusual about rows that are trained on all the same."""
 
-    problems: "pd.DataFrame"
-    unusual: "pd.DataFrame"
+    problems: "pd.DataFrame"  # file, row, field, found, expected
+    unusual: "pd.DataFrame"  # what, rows, where, meaning
 
 
 def check(dataset: "Dataset", settings: Data, max_length: int) -> Checked:
-    """Look for bad and unusual rows before anything is loaded that costs time or memory.
-
-    Args:
-        dataset: rows in one of the accepted shapes; see `shapes.SHAPES`.
-        settings: where they come from, and what their columns hold.
-        max_length: tokens that training keeps of a row.
-
-    Returns:
-        A row for each bad row (file, row, field, found, expected), and one for each unusual thing (what, rows, where,
-        meaning).
-    """
+    """Look for bad and unusual rows before anything costs time; training keeps `max_length` tokens of each."""
     import pandas as pd
 
-    read = list(_read(dataset, settings))
-    several = len({row.place[0] for row in read}) > 1
+    good, bad = _read(dataset, settings)
+    several = len({file for file, _ in good} | {row["file"] for row in bad}) > 1
     places: dict[str, list[str]] = {what: [] for what in UNUSUAL}
     seen: set[str] = set()
-    for (file, number), _, conversation, _ in read:
-        if conversation:
-            text = json.dumps(conversation, sort_keys=True)
-            for what in unusual(conversation, max_length, copied=text in seen):
-                places[what].append(f"row {number} of {file}" if several else f"row {number}")
-            seen.add(text)
-    found = pd.DataFrame(
-        [(what, len(places[what]), places[what], meaning) for what, meaning in UNUSUAL.items() if places[what]],
-        columns=["what", "rows", "where", "meaning"],
-    )
-    found["where"] = [", ".join(rows[:PLACES_SHOWN] + ["…"] * (len(rows) > PLACES_SHOWN)) for rows in found["where"]]
-    return Checked(pd.DataFrame([row.problem for row in read if row.problem], columns=PROBLEM), found)
+    for (file, number), row in good.items():
+        text = json.dumps(row, sort_keys=True)
+        for what in unusual(row, max_length, copied=text in seen):
+            places[what].append(f"row {number} of {file}" if several else f"row {number}")
+        seen.add(text)
+    found = []
+    for what, rows in places.items():
+        if rows:
+            where = ", ".join(rows[:PLACES_SHOWN] + ["…"] * (len(rows) > PLACES_SHOWN))
+            found.append((what, len(rows), where, UNUSUAL[what]))
+    table = pd.DataFrame(found, columns=["what", "rows", "where", "meaning"])
+    return Checked(pd.DataFrame(bad, columns=PROBLEM), table)
 
 
 def conversations(dataset: "Dataset", settings: Data, output_dir: Path) -> "Dataset":
     """Convert the rows, whatever their shape, to conversations in the published schema.
 
-    Args:
-        dataset: rows in one of the accepted shapes; see `shapes.SHAPES`.
-        settings: where they come from, and what becomes of bad rows.
-        output_dir: where dropped rows are kept with the reasons, as `dropped_rows.jsonl`.
+    Rows that are dropped are kept in `output_dir`, with the reasons, as `dropped_rows.jsonl`.
 
     Raises:
         FtlibError: a row is bad and the profile says "stop", or all rows are bad.
     """
     from datasets import Dataset, Features, List, Value
 
-    read = list(_read(dataset, settings))
-    bad = [row for row in read if row.problem]
-    if bad and (settings.on_bad_row == "stop" or len(bad) == len(read)):
-        told = "{file}, row {row}, {field}: found {found}, expected {expected}; fix it".format(**bad[0].problem or {})
+    good, bad = _read(dataset, settings)
+    if bad and (settings.on_bad_row == "stop" or not good):
+        told = "{file}, row {row}, {field}: found {found}, expected {expected}; fix it".format(**bad[0])
         told += "" if settings.on_bad_row == "drop" else ', or leave such rows out with data.on_bad_row = "drop"'
         raise FtlibError(told + (f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""))
     _keep_dropped(bad, output_dir / DROPPED)
     text = Value("string")
     message = {"content": text, "role": text, "thinking": text}
     schema = Features(dict.fromkeys(COLUMNS[:-1], text) | {"messages": List(message)})
-    return Dataset.from_list([row.conversation for row in read if row.conversation], features=schema)
+    return Dataset.from_list(list(good.values()), features=schema)
 
 
-def _read(dataset: "Dataset", settings: Data) -> Iterator[ReadRow]:
-    """Convert every row, or say what is wrong with it."""
+def _read(dataset: "Dataset", settings: Data) -> tuple[dict[Place, Row], list[Row]]:
+    """The good rows, converted, by file and number; and of each bad one what is wrong with it, and the row itself."""
     if len(dataset) == 0:
         raise FtlibError(f"{settings.shown} has no rows; expected at least one")
     convert = reader(dataset.column_names, settings.columns)
+    good: dict[Place, Row] = {}
+    bad: list[Row] = []
     for place, row in zip(_places(dataset, settings), dataset, strict=True):
         try:
-            yield ReadRow(place, row, convert(row), None)
-        except BadRow as bad:
-            yield ReadRow(place, row, None, dict(zip(PROBLEM, (*place, *bad.args), strict=True)))
+            good[place] = convert(row)
+        except BadRow as problem:
+            bad.append(dict(zip(PROBLEM, (*place, *problem.args), strict=True)) | {"record": row})
+    return good, bad
 
 
-def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
+def _places(dataset: "Dataset", settings: Data) -> list[Place]:
     """The file and number of each row: from 1 in a file, and as `dataset[number]` counts otherwise."""
     if settings.is_local:
         _, rows = files.convert(Path(settings.dataset))
@@ -141,13 +117,12 @@ def _places(dataset: "Dataset", settings: Data) -> list[tuple[str, int]]:
     return [(settings.shown, number) for number in range(len(dataset))]
 
 
-def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
+def _keep_dropped(bad: list[Row], path: Path) -> None:
     """Write the rows that are left out, with the reasons; whole or not at all, since each rank writes them."""
     path.unlink(missing_ok=True)
     if bad:
         unfinished = path.with_suffix(f".{os.getpid()}.part")
-        kept = [{**(row.problem or {}), "record": row.raw} for row in bad]
-        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in kept]
+        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in bad]
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
@@ -155,11 +130,8 @@ def _keep_dropped(bad: list[ReadRow], path: Path) -> None:
 def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Dataset, Dataset]":
     """Rows to train on and rows to measure with; no held-out prompt is asked in any turn of a training row.
 
-    Args:
-        dataset: rows in the published schema.
-        held_out_share: share of the distinct prompts to keep from training; 0 trains on every row and measures with the
-            120 questions that come with the package.
-        seed: decides which prompts are held out.
+    Of the distinct prompts, a `held_out_share` is kept from training; 0 trains on every row and measures with the 120
+    questions that come with the package.
 
     Raises:
         FtlibError: the shipped questions do not suit the data set, or one of the two sides would be empty.
@@ -186,8 +158,7 @@ def _shipped_questions(dataset: "Dataset") -> "Dataset":
             "data.held_out_share, to 0.1 say, to measure with the data set's own prompts"
         )
     questions = held_out_questions()
-    shared = set().union(*_prompts(dataset)) & set(questions["user"])
-    if shared:
+    if shared := set().union(*_prompts(dataset)) & set(questions["user"]):
         raise FtlibError(
             f"{len(shared)} of the shipped held-out questions are in the data set, such as {min(shared)!r}; "
             "set data.held_out_share to hold out a share of the data set's own prompts instead"
@@ -212,41 +183,38 @@ def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "
     """Language and tokens of each conversation, as the template renders it; characters and tokens of its reasoning."""
     import pandas as pd
 
-    texts = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in dataset["messages"]]
     reasoning = pd.Series(dataset["analysis"][:]).fillna("")
     lengths = pd.DataFrame({"language": dataset["reasoning_language"][:]})
-    lengths["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    lengths["tokens"] = [len(ids) for ids in _tokens(dataset, tokenizer)]
     lengths["reasoning_characters"] = reasoning.str.len()
     lengths["reasoning_tokens"] = [len(ids) for ids in tokenizer(list(reasoning))["input_ids"]]
     return lengths
 
 
+def _tokens(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
+    for messages in dataset["messages"]:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        yield tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def cut_rows(
     lengths: "pd.DataFrame", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> "pd.DataFrame":
-    """The rows that training cuts off, the one that loses most first, with what they lose and how that begins.
+    """The rows of which training keeps only `max_length` tokens, the longest first, with how the lost text begins.
 
-    Args:
-        lengths: the table of `token_lengths` for the same rows and tokenizer.
-        rows: conversations in the published schema.
-        tokenizer: renders them.
-        max_length: tokens that training keeps of a row.
+    `lengths` is the table of `token_lengths` for the same rows and tokenizer.
     """
     cut = lengths.loc[lengths["tokens"] > max_length, ["tokens"]].rename_axis("row")
     cut = cut.sort_values("tokens", ascending=False, kind="stable")
-    texts = [str(tokenizer.apply_chat_template(rows[row]["messages"], tokenize=False)) for row in cut.index.tolist()]
-    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    lost = [str(tokenizer.decode(ids[max_length:])) for ids in tokens]
-    shown = [text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…" for text in lost]
-    return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=shown)
+    lost = [tokenizer.decode(ids[max_length:]) for ids in _tokens(rows.select(cut.index), tokenizer)]
+    return cut.assign(tokens_cut=cut["tokens"] - max_length, text_cut=[shortened(str(text)) for text in lost])
 
 
 def ask_for_language(rows: "Dataset", language: str) -> "Dataset":
     """The same questions, each asking for reasoning in another language."""
-    system = f"reasoning language: {language}"
 
-    def ask(row: dict[str, Any]) -> dict[str, Any]:
-        content = f"{system}\n\n{row['developer']}" if row["developer"] else system
+    def ask(row: Row) -> Row:
+        content = f"reasoning language: {language}\n\n{row['developer']}".rstrip()
         others = [message for message in row["messages"] if message["role"] != "system"]
         asked = {"role": "system", "content": content, "thinking": None}
         return {"reasoning_language": language, "messages": [asked, *others]}

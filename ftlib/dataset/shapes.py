@@ -1,6 +1,12 @@
 """The accepted shapes of a row, and how each becomes a conversation in the published schema.
 
-A bad row cannot be trained on. An unusual one can: the published data set has some, and the blog post trained on them.
+- published: the columns of HuggingFaceH4/Multilingual-Thinking, named in `COLUMNS`.
+- messages: a list of `role`, `content` and, where there is reasoning, `thinking`. Optional column: reasoning_language.
+- prompt and completion: texts, or lists of messages. Optional columns: system, thinking, reasoning_language. A data set
+  with other column names has this shape once the profile says which is which, in `data.columns`.
+
+In every shape, a reply may also begin with its reasoning between `<think>` and `</think>`. A bad row cannot be trained
+on. An unusual one can: the published data set has some, and the blog post trained on them.
 """
 
 import re
@@ -11,22 +17,7 @@ from ftlib.dataset.harmony import MARKERS
 from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import ColumnRole
 
-SHAPES = {
-    "published": ("reasoning_language", "developer", "user", "analysis", "final", "messages"),
-    "messages": ("messages",),
-    "prompt and completion": ("prompt", "completion"),
-}
-"""The accepted shapes, by the columns that each needs; the first that fits a data set is taken.
-
-- published: the schema of HuggingFaceH4/Multilingual-Thinking, which every other shape is converted to.
-- messages: a list of `role`, `content` and, where there is reasoning, `thinking`. Optional column: reasoning_language.
-- prompt and completion: texts, or lists of messages. Optional columns: system, thinking, reasoning_language.
-
-A data set with other column names has the third shape once the profile says which is which, in `data.columns`.
-In every shape, a reply may also begin with its reasoning between `<think>` and `</think>`.
-"""
-
-COLUMNS = SHAPES["published"]
+COLUMNS = ("reasoning_language", "developer", "user", "analysis", "final", "messages")
 LONGEST_SHOWN = 80
 CHARACTERS_A_TOKEN = 10
 """More than any tokenizer averages: a row with more characters than this for each token loses most of its text."""
@@ -63,11 +54,7 @@ class Turn(NamedTuple):
 
 
 def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Callable[[Row], dict[str, Any]]:
-    """A function that converts a row to the published schema, or raises BadRow.
-
-    Args:
-        column_names: the columns of a data set.
-        columns: a profile's `data.columns`: which column holds what, where the names are not those of `SHAPES`.
+    """A function that converts a row to the published schema or raises BadRow; `columns` is a profile's `data.columns`.
 
     Raises:
         FtlibError: the columns have no accepted shape, or a column that the profile names does not exist.
@@ -81,14 +68,13 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Ca
                 told = f"data.columns.{role} = {name!r}: the data set has no such column"
                 raise FtlibError(f"{told}; {nearest(name, names)}")
         return lambda row: _from_columns(row, columns)
-    shape = next((shape for shape, needed in SHAPES.items() if set(needed) <= set(names)), None)
-    if not shape:
+    if "messages" in names:
+        return _from_messages
+    if not {"prompt", "completion"} <= set(names):
         raise FtlibError(
             f"the data set has columns {names}; expected messages, or prompt and completion, or name yours in the "
             'profile: [data] columns = { prompt = "…", response = "…" }'
         )
-    if "messages" in names:
-        return _from_messages
     named: dict[ColumnRole, str] = {"prompt": "prompt", "response": "completion"}
     named |= {name: name for name in ("system", "thinking", "reasoning_language") if name in names}
     return lambda row: _from_columns(row, named)
@@ -222,14 +208,15 @@ def _text_or_none(value: Any, field: str) -> str | None:
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or _is_empty(value):
         raise BadRow(field, _shown(value), "text")
-    marker = re.search(MARKERS, value)
-    if marker:
+    if marker := re.search(MARKERS, value):
         raise BadRow(field, f"the marker {marker[0]}", "text without markers, which the template writes itself")
     return value
 
 
 def _shown(value: Any) -> str:
-    if _is_empty(value):
-        return "nothing"
-    text = " ".join(repr(value).split())
+    return "nothing" if _is_empty(value) else shortened(" ".join(repr(value).split()))
+
+
+def shortened(text: str) -> str:
+    """As much of a text as a table shows."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

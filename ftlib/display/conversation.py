@@ -12,7 +12,6 @@ from itertools import groupby
 from IPython.display import HTML
 
 from ftlib.dataset.harmony import MARKERS, split_channels
-from ftlib.errors import FtlibError
 
 IGNORED = -100
 """The label that the loss skips: the model reads the token, but is not trained on it."""
@@ -36,8 +35,7 @@ _OTHER_COLOUR = "rgba(213,94,0,.2)"
 # Two shades each, in turn, so that the eye sees where one token ends and the next begins.
 _TRAINED = ("rgba(0,158,115,.45)", "rgba(0,158,115,.25)")
 _UNTRAINED = ("rgba(128,128,128,.25)", "rgba(128,128,128,.1)")
-_ESCAPED_MARKER = MARKERS.replace("<", "&lt;").replace(">", "&gt;")
-_MARKER_RUN = re.compile(rf"(?P<marker>{_ESCAPED_MARKER})(?P=marker)*")
+_MARKER_RUN = re.compile(rf"(?P<marker>{html.escape(MARKERS)})(?P=marker)*")
 
 
 def show_conversation(text: str) -> HTML:
@@ -61,17 +59,7 @@ def _faint(text: str) -> str:
 
 
 def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
-    """Show which tokens of a training example the loss sees.
-
-    Args:
-        tokens: the text of each token, such as `[tokenizer.decode(i) for i in input_ids]`.
-        labels: the label of each token; -100 where it is not trained on.
-    """
-    if len(tokens) != len(labels):
-        raise FtlibError(
-            f"found {len(tokens)} tokens and {len(labels)} labels, expected one label for each token; "
-            "pass the `input_ids` and `labels` of the same row"
-        )
+    """Show which tokens of a training example, given as texts, the loss sees: those with a label other than -100."""
     trained = [int(label) != IGNORED for label in labels]
     share = f" ({sum(trained) / len(trained):.0%})" if trained else ""
     summary = f"<div><b>{sum(trained)} of {len(trained)} tokens are trained on{share}</b></div>"

@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
@@ -100,11 +99,7 @@ def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
 
 
 def tokens_per_character(frame: pd.DataFrame) -> Axes:
-    """Draw what a character of reasoning costs in each language, in the median row that reasons.
-
-    Args:
-        frame: the table of `prepare.token_lengths`.
-    """
+    """Draw each language's tokens per character of reasoning, in the median row, by the table of `token_lengths`."""
     frame = frame[frame["reasoning_characters"] > 0].replace({"language": {"": "not named"}})
     costs = (frame["reasoning_tokens"] / frame["reasoning_characters"]).groupby(frame["language"]).median()
     names = _in_order(costs.index)
@@ -138,22 +133,19 @@ def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
 
 
 def memory(items: Mapping[str, float], capacity: float) -> Axes:
-    """Draw what takes memory, in bytes, from left to right, and the capacity; what does not fit is hatched."""
+    """Draw what takes memory, in bytes, from left to right, and the capacity."""
     sizes = list(items.values())
-    ends = list(accumulate(sizes))
-    total = f"{_amount(ends[-1], _BYTES)} of {_amount(capacity, _BYTES)}"
+    *starts, total = accumulate(sizes, initial=0.0)
     colours = [BEFORE] + [AFTER] * (len(sizes) - 1)
     labels = [_amount(size, _BYTES) for size in sizes]
-    starts = [end - size for end, size in zip(ends, sizes, strict=True)]
-    hatches = ["///" if end > capacity else "" for end in ends]
-    ax = _horizontal_bars(list(items), sizes, labels, colours, 3.2, _BYTES, left=starts, hatch=hatches)
-    if capacity < 3 * ends[-1]:  # further away, the line would squeeze the bars to nothing
-        ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
-    ax.set(title=f"Will it fit? {total} at its most", xlabel="memory, added up")
+    ax = _horizontal_bars(list(items), sizes, labels, colours, 3.2, _BYTES, starts)
+    ax.axvline(capacity, color=_INK, linewidth=1.5, linestyle="--")
+    share = f"{_amount(total, _BYTES)} of {_amount(capacity, _BYTES)}"
+    ax.set(title=f"Will it fit? {share} at its most", xlabel="memory, added up")
     return ax
 
 
-def training_curves(log_history: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.object_]:
+def training_curves(log_history: Sequence[Mapping[str, Any]]) -> list[Axes]:
     """Draw loss, token accuracy and learning rate by step, on three axes, from `trainer.state.log_history`."""
     steps = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["step", *_CURVES])
     if steps.empty:
@@ -166,18 +158,13 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    return np.asarray(panels, dtype=object)
+    return list(panels)
 
 
 def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     """Draw how often the reasoning uses the language asked for, before and after training, with 95% intervals.
 
-    Args:
-        before: the table of `evaluation.by_language`; languages that were not measured are left out.
-        after: the same after training; None to draw the baseline alone.
-
-    Raises:
-        FtlibError: the two tables do not name the same languages.
+    Both are tables of `evaluation.by_language` and name the same languages; what was not measured is left out.
     """
     tables = [_measured(table) for table in (before, after) if table is not None]
     names, *others = (_in_order(table.index) for table in tables)
@@ -185,8 +172,7 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
         raise FtlibError(f"found {others[0]} in `after` and {names} in `before`; measure the same languages")
     ax = _axes(width=max(6.2, 1.1 * len(names)))
     if not names:
-        note = "no row asks for a reasoning language\nthat can be identified"
-        _write(ax, 0.5, 0.5, note, transform=ax.transAxes)
+        _write(ax, 0.5, 0.5, "no reasoning language was measured", transform=ax.transAxes)
     width = 0.8 / len(tables)
     for number, table in enumerate(tables if names else []):
         agreed, low, high = (100 * table.loc[names, column].to_numpy() for column in ("agreement", "low", "high"))
@@ -207,8 +193,7 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
 
 def _measured(table: pd.DataFrame) -> pd.DataFrame:
     """The shares that were measured, by language; a table read from JSON may hold None, or be empty."""
-    columns = ["questions", "agreement", "low", "high"]
-    by_language = table.reindex(columns=["language", *columns]).set_index("language")
+    by_language = table.reindex(columns=["language", "questions", "agreement", "low", "high"]).set_index("language")
     return by_language.astype(float).dropna(subset=["agreement"])
 
 
@@ -226,11 +211,11 @@ def _horizontal_bars(
     colours: str | Sequence[str],
     height: float = 3.0,
     units: Sequence[tuple[float, str]] = (),
-    **options: Any,
+    starts: float | Sequence[float] = 0,
 ) -> Axes:
     """Draw labelled bars, the first on top; `units` are those of the values."""
     ax = _axes(height)
-    _label_bars(ax, ax.barh(names, values, color=colours, height=0.7, **options), labels)
+    _label_bars(ax, ax.barh(names, values, color=colours, height=0.7, left=starts), labels)
     ax.invert_yaxis()
     ax.margins(x=0.3)  # room for the labels
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))

@@ -69,28 +69,16 @@ def refusal(place: Path) -> str:
 
 WHOLE = parquet_bytes([{"prompt": f"{number} {'word ' * 50}"} for number in range(200)])
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {
-    "empty jsonl": ("own.jsonl", "", "own.jsonl has no rows; expected at least one"),
     "no columns": ("own.jsonl", "{}\n{}\n", "own.jsonl has no rows"),
     "empty list": ("own.json", "[]", "own.json has no rows"),
     "csv with a header only": ("own.csv", "prompt,completion\n", "own.csv has no rows"),
     "parquet without rows": ("own.parquet", parquet_bytes([]), "own.parquet has no rows"),
-    "cut line": ("own.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', "own.jsonl, line 2: not valid JSON (Expecting ','"),
     "cut list": ("own.json", '[\n {"prompt": "a"},\n {"prompt": \n]', "own.json, line 4: not valid JSON"),
-    "no object": ("own.jsonl", '{"prompt": "a"}\n42\n', "own.jsonl, row 2: found 42, expected an object"),
     "no object in a list": ("own.json", '[{"prompt": "a"}, 7]', "own.json, row 2: found 7, expected an object"),
     "endless nesting": ("own.jsonl", '{"prompt": ' + "[" * 100_000, "own.jsonl, line 1: not valid JSON (maximum rec"),
-    "half an emoji": (
-        "own.jsonl",
-        '{"prompt": "b\\ud83d"}\n',
-        "own.jsonl holds half a character, such as \\ud83d; take it out",
-    ),
+    "half an emoji": ("own.jsonl", '{"prompt": "b\\ud83d"}\n', "own.jsonl holds half a character, such as \\ud83d; t"),
     "too few values": ("own.csv", 'p,c\n"a\n\nb",c\nd\n', "own.csv, line 5: found 1 values, expected 2 as in the head"),
-    "too many values": ("own.csv", "prompt,completion\na,b,c\n", "own.csv, line 2: found 3 values, expected 2"),
-    "repeated name": ("own.csv", "prompt,prompt\na,b\n", "own.csv: found the header ['prompt', 'prompt'], expected a"),
-    "open quotes": ("own.csv", 'prompt,completion\na,"b\nc,d\n', "own.csv, line 3: not valid CSV (unexpected end"),
-    "UTF-16": ("own.csv", "prompt,completion\na,b\n".encode("utf-16"), "own.csv is not UTF-8 text"),
     "broken parquet": ("own.parquet", WHOLE[:60] + b"\xff" * 40 + WHOLE[100:], "own.parquet is not a readable Parquet"),
-    "cut parquet": ("own.parquet", parquet_bytes(ROWS)[:60], "own.parquet is not a readable Parquet file (Parquet mag"),
 }
 
 
@@ -100,30 +88,21 @@ def test_a_broken_file_is_named_with_its_place(case: str, write: Write) -> None:
     assert refusal(write(name, content)).startswith(expected)
 
 
-def test_what_is_not_there_or_no_data_file_is_told(write: Write, place: Path) -> None:
-    kinds = "expected one kind of .jsonl, .json, .csv, .parquet"
-    assert refusal(place) == f"data.dataset somebodys-own: found no data files, {kinds}"
+def test_what_is_not_there_or_cannot_be_read_is_told(write: Write, place: Path) -> None:
     assert refusal(place / "own.csv").endswith("no such file or folder; no data file is in that folder")
-    assert refusal(write("own.txt", "")) == f"data.dataset own.txt: found no data files, {kinds}"
-    write("questions.jsonl", jsonl(ROWS))
-    told = refusal(place / "question.jsonl")
-    assert told == "data.dataset question.jsonl: no such file or folder; did you mean 'questions.jsonl'?"
+    assert refusal(write("own.txt", "")).startswith("data.dataset own.txt: found no data files, expected one kind of")
     (place / "gone.jsonl").symlink_to("nowhere")
-    (place / "questions.jsonl").write_bytes("ñ".encode("latin-1"))
+    (place / "own.txt").unlink()
     assert refusal(place) == "gone.jsonl cannot be read (No such file or directory); check its permissions"
-    (place / "gone.jsonl").unlink()
-    assert refusal(place) == "questions.jsonl is not UTF-8 text; save it again in that encoding"
 
 
-def test_a_folder_of_unlike_files_is_refused(write: Write, place: Path) -> None:
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "ROWS.CSV", "rows.txt", "older/rows.jsonl"])
+def test_no_file_of_a_folder_is_passed_over_in_silence(name: str, write: Write, place: Path) -> None:
     write("a.jsonl", jsonl(ROWS))
-    other = write("b.jsonl", jsonl([{"prompt": "a", "response": "b"}]))
-    assert refusal(place) == (
-        "b.jsonl has columns ['prompt', 'response'], a.jsonl has ['prompt', 'completion']; "
-        "expected the same in all files of the folder"
-    )
-    other.rename(place / "b.csv")
-    assert refusal(place).startswith("data.dataset somebodys-own: found .csv and .jsonl files, expected one kind of")
+    write(name, "")
+    found = name.split("/")[0]
+    endings = ".jsonl, .json, .csv or .parquet"
+    assert refusal(place) == f"data.dataset somebodys-own: found {found}, expected only files that end in {endings}"
 
 
 GOOD: dict[str, tuple[str, str | bytes]] = {
@@ -158,22 +137,17 @@ def test_a_text_stays_the_text_that_it_is(write: Write) -> None:
 def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(write: Write, place: Path) -> None:
     write("b.csv", "completion,prompt\n6,And 3 + 3?\n")
     write("a.csv", "prompt,completion\n2 + 2?,4\n")
-    write("README.md", "# not data")
-    write("older/c.csv", "prompt,completion\nnot,read\n")
+    for name in ("README.md", "LICENSE", ".DS_Store", "._a.csv"):
+        write(name, "not data")
     assert rows_of(place) == ROWS
 
 
-def test_a_changed_file_is_read_again(write: Write) -> None:
-    path = write("own.jsonl", jsonl(ROWS))
-    assert rows_of(path) == ROWS
+def test_a_file_is_read_once_and_again_when_it_has_changed(write: Write) -> None:
+    own = settings(path := write("own.jsonl", jsonl(ROWS)))
+    assert prepare.source(own) == prepare.source(own), "each reading makes a file of its own"
     write("own.jsonl", jsonl(ROWS[:1]))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))  # a clock may be too coarse for two writes
     assert rows_of(path) == ROWS[:1]
-
-
-def test_an_unchanged_file_is_read_once(write: Write) -> None:
-    own = settings(write("own.jsonl", jsonl(ROWS)))
-    assert prepare.source(own) == prepare.source(own), "each reading makes a file of its own"
 
 
 BARE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "source": None}

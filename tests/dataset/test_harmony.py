@@ -24,49 +24,39 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        REPLY,
-        "<|start|>assistant" + REPLY,
-        REPLY + "<|endoftext|>" * 5,
-        REPLY.replace("<|return|>", "<|end|>"),
-        REPLY.replace("<|return|>", "<|endoftext|>" * 2),
-        REPLY.replace("<|end|><|start|>assistant", ""),
-        f"{REPLY}<|start|>user<|message|>France?<|end|><|start|>assistant<|channel|>final<|message|>Paris.<|return|>",
-        "<|start|>functions.search to=assistant<|channel|>commentary<|message|>1 result<|end|><|start|>assistant"
-        + REPLY,
-    ],
-    ids=[
-        "whole",
-        "leading start",
-        "padding",
-        "end",
-        "ended by padding",
-        "no header between",
-        "talked on",
-        "a tool said",
-    ],
-)
-def test_what_surrounds_a_reply_does_not_change_it(text: str) -> None:
-    assert parse_reply(text) == replace(WHOLE, raw=text)
+TOOL = "<|start|>functions.search to=assistant<|channel|>commentary<|message|>1 result<|end|><|start|>assistant"
+SURROUNDED = {
+    "whole": REPLY,
+    "leading start": "<|start|>assistant" + REPLY,
+    "padding": REPLY + "<|endoftext|>" * 5,
+    "end": REPLY.replace("<|return|>", "<|end|>"),
+    "ended by padding": REPLY.replace("<|return|>", "<|endoftext|>" * 2),
+    "no header between": REPLY.replace("<|end|><|start|>assistant", ""),
+    "talked on": f"{REPLY}<|start|>user<|message|>France?<|end|><|start|>assistant<|channel|>final<|message|>Paris.",
+    "a tool said": TOOL + REPLY,
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "analysis", "final", "complete"),
-    [
-        ("<|channel|>final<|message|>Canberra.<|return|>", "", "Canberra.", True),
-        ("<|channel|>analysis<|message|>El usuario", "El usuario", "", False),
-        ("<|channel|>analysis<|message|>Sí.<|end|>", "Sí.", "", False),
-        ("<|channel|>analysis<|message|>Sí.<|end|><|start|>assistant<|channel|>fin", "Sí.", "", False),
-        (REPLY.replace("berra.<|return|>", ""), "El usuario pregunta 2 < 3.", "Can", False),
-        ("Canberra is the capital, 2 < 3.", "", "", False),
-        ("<|start|>user<|message|>Canberra?<|end|>", "", "", False),
-        ("", "", "", False),
-    ],
-    ids=["no analysis", "cut in analysis", "no final", "cut in header", "cut in final", "plain", "user only", "empty"],
-)
-def test_a_partial_reply_keeps_what_is_there(text: str, analysis: str, final: str, complete: bool) -> None:
+@pytest.mark.parametrize("case", SURROUNDED)
+def test_what_surrounds_a_reply_does_not_change_it(case: str) -> None:
+    assert parse_reply(SURROUNDED[case]) == replace(WHOLE, raw=SURROUNDED[case])
+
+
+PARTIAL = {
+    "no analysis": ("<|channel|>final<|message|>Canberra.<|return|>", "", "Canberra.", True),
+    "cut in analysis": ("<|channel|>analysis<|message|>El usuario", "El usuario", "", False),
+    "no final": ("<|channel|>analysis<|message|>Sí.<|end|>", "Sí.", "", False),
+    "cut in header": ("<|channel|>analysis<|message|>Sí.<|end|><|start|>assistant<|channel|>fin", "Sí.", "", False),
+    "cut in final": (REPLY.replace("berra.<|return|>", ""), "El usuario pregunta 2 < 3.", "Can", False),
+    "plain": ("Canberra is the capital, 2 < 3.", "", "", False),
+    "user only": ("<|start|>user<|message|>Canberra?<|end|>", "", "", False),
+    "empty": ("", "", "", False),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+def test_a_partial_reply_keeps_what_is_there(case: str) -> None:
+    text, analysis, final, complete = PARTIAL[case]
     assert parse_reply(text) == Reply(analysis, final, "", complete, text)
 
 

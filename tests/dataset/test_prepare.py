@@ -49,11 +49,6 @@ def settings() -> Data:
 
 
 @pytest.fixture
-def dropping(settings: Data) -> Data:
-    return settings.model_copy(update={"on_bad_row": "drop"})
-
-
-@pytest.fixture
 def own(settings: Data, tmp_path: Path) -> Callable[..., tuple[Data, Dataset]]:
     """Settings for somebody's own files, and what is loaded by them."""
 
@@ -66,14 +61,6 @@ def own(settings: Data, tmp_path: Path) -> Callable[..., tuple[Data, Dataset]]:
         return here, load_dataset(**prepare.source(here), split="train")
 
     return write
-
-
-def refusal(rows: Dataset, settings: Data, folder: Path) -> str:
-    with pytest.raises(FtlibError) as raised:
-        prepare.conversations(rows, settings, folder)
-    assert not (folder / prepare.DROPPED).exists(), "nothing is dropped where the run stops"
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def test_the_shipped_rows_are_in_the_schema_and_stay_as_they_are(
@@ -122,14 +109,15 @@ def test_rows_of_several_files_are_numbered_in_each(own: Callable[..., Any]) -> 
 
 def test_stopping_names_the_first_bad_row_and_counts_them(own: Callable[..., Any], tmp_path: Path) -> None:
     here, rows = own(rows=[prompt("q"), prompt("q", ""), prompt(""), prompt("<|end|>")])
-    assert refusal(rows, here, tmp_path) == (
-        "rows.jsonl, row 2, completion: found nothing, expected an answer, or reasoning; fix it, or leave such "
-        'rows out with data.on_bad_row = "drop" (3 bad rows in all)'
-    )
+    with pytest.raises(FtlibError, match=r'leave such rows out with data.on_bad_row = "drop" \(3 bad rows in all\)$'):
+        prepare.conversations(rows, here, tmp_path)
+    assert not (tmp_path / prepare.DROPPED).exists(), "nothing is dropped where the run stops"
+    with pytest.raises(FtlibError, match="mine has no rows; expected at least one"):
+        prepare.conversations(rows.select([]), here, tmp_path)
 
 
-def test_dropped_rows_are_kept_whole_with_the_reasons(dropping: Data, tmp_path: Path) -> None:
-    moment = datetime(2025, 8, 5, 12)
+def test_dropped_rows_are_kept_whole_with_the_reasons(settings: Data, tmp_path: Path) -> None:
+    dropping, moment = settings.model_copy(update={"on_bad_row": "drop"}), datetime(2025, 8, 5, 12)
     rows = rows_of(prompt("q1", at=moment), prompt("¿q2?", "<|return|>", at=moment))
     kept = prepare.conversations(rows, dropping, tmp_path)
     assert kept["user"][:] == ["q1"]
@@ -147,14 +135,6 @@ def test_dropped_rows_are_kept_whole_with_the_reasons(dropping: Data, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == [prepare.DROPPED]
     prepare.conversations(rows.select([0]), dropping, tmp_path)
     assert not list(tmp_path.iterdir()), "what was dropped last time is forgotten"
-
-
-def test_without_a_good_row_dropping_stops_too(dropping: Data, tmp_path: Path) -> None:
-    assert refusal(rows_of(prompt(""), prompt("q", "")), dropping, tmp_path) == (
-        "rehearsal/multilingual-thinking-sample, row 0, prompt: found nothing, expected text; fix it "
-        "(2 bad rows in all)"
-    )
-    assert refusal(rows_of(prompt("")).select([]), dropping, tmp_path).endswith("has no rows; expected at least one")
 
 
 def test_a_data_set_on_the_hub_is_named_with_its_commit(settings: Data) -> None:
@@ -178,12 +158,6 @@ def test_share_0_trains_on_every_row_and_measures_with_the_shipped_questions(sam
     assert set(Counter(held_out["reasoning_language"]).values()) == {24}
     assert len(held_out) == 120
     assert set(train["user"]).isdisjoint(held_out["user"])
-
-
-def test_share_0_is_refused_where_no_language_is_asked_for(settings: Data, tmp_path: Path) -> None:
-    rows = prepare.conversations(rows_of(prompt("q1"), prompt("q2")), settings, tmp_path)
-    with pytest.raises(FtlibError, match=r"no row asks for a reasoning language.*set data.held_out_share, to 0.1 say"):
-        prepare.split(rows, 0, seed=0)
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["asked", "asked in an earlier turn"])
@@ -214,9 +188,8 @@ def test_the_seed_alone_decides_what_is_held_out() -> None:
     held_out = [set(prepare.split(rows, 0.2, seed)[1]["final"]) for seed in (3, 3, 4)]
     assert held_out[0] == held_out[1] != held_out[2]
     assert set(prepare.split(rows.select(range(49, -1, -1)), 0.2, seed=3)[1]["final"]) == held_out[0]
-    for share in (0.001, 0.999):
-        with pytest.raises(FtlibError, match=f"held_out_share {share} of 50 prompts"):
-            prepare.split(rows, share, seed=0)
+    with pytest.raises(FtlibError, match="of 50 prompts leaves 0 rows to train on"):
+        prepare.split(rows, 0.999, seed=0)
 
 
 def test_lengths_are_those_that_training_sees(sample: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -271,48 +244,30 @@ MIXES = {
 }
 
 
-@pytest.fixture
-def batch(
-    tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast, settings: Data, tmp_path: Path
-) -> Callable[[bool], list[tuple[list[int], list[int]]]]:
-    """The tokens and labels of all mixes, as notebook 4's trainer batches them, over a model of next to nothing."""
-    counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
-    shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
+@pytest.mark.parametrize("masked", [True, False], ids=["assistant_only_loss", "all tokens"])
+def test_the_loss_sees_what_the_profile_says(
+    masked: bool, tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As notebook 4's trainer batches it, over a model of next to nothing."""
     training_tokenizer = copy.deepcopy(tokenizer)
     training_tokenizer.chat_template = pin_date(get_training_chat_template(shipped_tokenizer), "2025-08-05")
-    rows = prepare.conversations(rows_of(*({"messages": said} for said in MIXES.values())), settings, tmp_path)
-
-    def build(assistant_only_loss: bool) -> list[tuple[list[int], list[int]]]:
-        plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}
-        arguments = SFTConfig(str(tmp_path), max_length=400, assistant_only_loss=assistant_only_loss, **plain)
-        model, messages = (
-            GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape)),
-            rows.select_columns("messages"),
-        )
-        trainer = SFTTrainer(model, arguments, train_dataset=messages, processing_class=training_tokenizer)
-        padded = trainer.data_collator(list(trainer.train_dataset))
-        return list(zip(padded["input_ids"].tolist(), padded["labels"].tolist(), strict=True))
-
-    return build
-
-
-def test_with_the_mask_only_what_the_assistant_says_is_trained_on(
-    batch: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    for (tokens, labels), said in zip(batch(True), MIXES.values(), strict=True):
-        reply = said[-1]
-        analysis = f"<|start|>assistant<|channel|>analysis<|message|>{reply['thinking']}<|end|>"
-        final = f"<|start|>assistant<|channel|>final<|message|>{reply['content']}<|return|>"
-        earlier = "<|start|>assistant<|channel|>final<|message|>Paris.<|end|>" if len(said) > 3 else ""
-        trained = tokenizer.decode([token for token, label in zip(tokens, labels, strict=True) if label != IGNORED])
-        assert trained == earlier + (analysis if reply["thinking"] else "") + final, "no empty analysis"
-
-
-def test_without_the_mask_everything_but_padding_is_trained_on(
-    batch: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, sample: Dataset
-) -> None:
-    for (tokens, labels), said in zip(batch(False), MIXES.values(), strict=True):
-        padding = tokenizer.pad_token_id
-        assert labels == [IGNORED if token == padding else token for token in tokens]
-        trained = tokenizer.decode([token for token in tokens if token != padding])
-        assert trained == tokenizer.apply_chat_template(said, tokenize=False), "the training template writes the same"
+    counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
+    shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
+    plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}
+    trainer = SFTTrainer(
+        GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape)),
+        SFTConfig(str(tmp_path), max_length=400, assistant_only_loss=masked, **plain),
+        train_dataset=rows_of(*({"messages": said} for said in MIXES.values())),
+        processing_class=training_tokenizer,
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    for tokens, labels, said in zip(batch["input_ids"], batch["labels"], MIXES.values(), strict=True):
+        assert labels.tolist() == tokens.where(labels != IGNORED, IGNORED).tolist()
+        expected = str(tokenizer.apply_chat_template(said, tokenize=False))
+        if masked:
+            reply = said[-1]
+            analysis = f"<|start|>assistant<|channel|>analysis<|message|>{reply['thinking']}<|end|>"
+            final = f"<|start|>assistant<|channel|>final<|message|>{reply['content']}<|return|>"
+            earlier = "<|start|>assistant<|channel|>final<|message|>Paris.<|end|>" if len(said) > 3 else ""
+            expected = earlier + (analysis if reply["thinking"] else "") + final  # no empty analysis
+        assert tokenizer.decode(tokens[labels != IGNORED]) == expected

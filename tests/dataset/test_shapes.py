@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, unusual
-from ftlib.errors import FtlibError
 
 ASKED, THOUGHT, ANSWERED = "Capital of Australia?", "Pregunta por la capital.", "Canberra."
 SPANISH = "reasoning language: Spanish"
@@ -122,7 +121,6 @@ MESSAGES = "a list of messages with role and content"
 ORDER = "system (or none), then user and assistant in turn"
 REPLY = "messages[1].content"
 BESIDE = {"prompt": ASKED, "completion": [said("assistant", "a")], "thinking": THOUGHT}
-TWO_LANGUAGES = {"q": ASKED, "a": ANSWERED, "s": SPANISH, "t": None, "l": "French\nor German"}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no language": (WHOLE | {"reasoning_language": " \n"}, "reasoning_language | nothing | text"),
     "user is a number": (WHOLE | {"user": 42}, "user | 42 | text"),
@@ -131,8 +129,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "messages are text": ({"messages": "x" * 1000}, f"messages | '{'x' * 79}… | {MESSAGES}"),
     "messages are texts": ({"messages": ["user: a"]}, f"messages | ['user: a'] | {MESSAGES}"),
     "no list of messages": ({"prompt": ASKED, "completion": ["a"]}, f"completion | ['a'] | {MESSAGES}"),
-    "unknown role": ({"messages": [said("tool", "a")]}, "messages | the role 'tool' | system, user and assistant"),
-    "question alone": ({"messages": [said("user", "a")]}, f"messages | roles ['user'] | {ORDER}"),
     "system alone": ({"messages": [said("system", "a")]}, f"messages | roles ['system'] | {ORDER}"),
     "two questions": (
         {"prompt": [said("user", "a")] * 2, "completion": "b"},
@@ -140,19 +136,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no content": ({"prompt": [{"role": "user"}], "completion": "a"}, "prompt[0].content | nothing | text"),
     "no prompt": ({"q": None, "a": ANSWERED}, "q | nothing | text"),
-    "reply is a number": (exchange(42), f"{REPLY} | 42 | text"),
     "thinking is a number": (exchange(thinking=42), "messages[1].thinking | 42 | text"),
-    "no reply": (exchange("<think> </think>\n"), f"{REPLY} | nothing | an answer, or reasoning"),
     "no response": ({"q": ASKED, "a": ""}, "a | nothing | an answer, or reasoning"),
-    "marker in a reply": (exchange("So.<|end|>"), f"{REPLY} | {MARKER}"),
     "marker in reasoning": (exchange(thinking="So.<|end|>"), f"messages[1].thinking | {MARKER}"),
     "marker in a language": (exchange() | {"reasoning_language": "<|end|>"}, f"reasoning_language | {MARKER}"),
-    "open tag": (exchange(f"<think>{THOUGHT}"), f"{REPLY} | the tags <think> | {TAGS}"),
     "two thoughts": (exchange("<think>a</think>\n<think>b"), f"{REPLY} | the tags <think> </think> <think> | {TAGS}"),
-    "reasoning twice": (exchange(TAGGED, thinking="So."), f"{REPLY} | reasoning in <think> and in thinking | one of"),
     "reasoning beside messages": (BESIDE, f"thinking | '{THOUGHT}' | the reasoning inside the messages of completion"),
     "unread": (exchange(tools=["Hm."]), "messages[1].tools | ['Hm.'] | role, content and thinking alone"),
-    "two languages": (TWO_LANGUAGES, r"l | 'French\nor German' | 'Spanish', which the system message asks for"),
 }
 
 
@@ -183,20 +173,6 @@ def test_a_field_that_is_blank_is_no_reason_to_refuse_a_row() -> None:
 def test_what_is_unusual_is_noted(row: dict[str, Any], found: list[str]) -> None:
     assert unusual(row, 216, copied=False) == found
     assert set(unusual(row, 216, copied=True)) == {*found, "a copy"} <= set(UNUSUAL)
-
-
-@pytest.mark.parametrize(
-    ("names", "columns", "told"),
-    [
-        (["q", "a"], {}, "the data set has columns ['q', 'a']; expected messages, or prompt and completion, or name"),
-        (["questions", "a"], {"prompt": "question", "response": "a"}, "no such column; did you mean 'questions'?"),
-        (["q"], {"prompt": "q"}, "data.columns names ['prompt']; expected at least prompt and response"),
-    ],
-)
-def test_columns_of_no_accepted_shape_are_refused(names: list[str], columns: Any, told: str) -> None:
-    with pytest.raises(FtlibError) as raised:
-        reader(names, columns)
-    assert told in str(raised.value)
 
 
 pieces = st.sampled_from(["<|end|>", "<think>", "</think>", "reasoning language: ", "Hola", "\r", "\u2028", " ", "a"])

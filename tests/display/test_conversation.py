@@ -5,11 +5,9 @@ import re
 from itertools import pairwise
 
 import pandas as pd
-import pytest
 
 from ftlib.display.conversation import show_conversation, show_trained_tokens
 from ftlib.display.tables import readable
-from ftlib.errors import FtlibError
 
 CONVERSATION = (
     "<|start|>system<|message|>You are.<|end|><|start|>user<|message|>Is <b> & \n\nit Canberra?<|end|>"
@@ -53,11 +51,6 @@ def test_trained_tokens_are_counted_and_bold() -> None:
     shades = [colour for _, colour, _ in body]
     assert all(one != two for one, two in pairwise(shades)), "neighbours differ"
     assert "0 of 0 tokens are trained on<" in show_trained_tokens([], []).data
-
-
-def test_tokens_and_labels_of_different_rows_are_refused() -> None:
-    with pytest.raises(FtlibError, match="found 2 tokens and 1 labels"):
-        show_trained_tokens(["a", "b"], [1])
 
 
 def test_a_table_of_texts_is_shown_whole_and_from_the_left() -> None:
