@@ -44,7 +44,7 @@ def show_conversation(text: str) -> HTML:
     for segment in split_channels(text):
         kind = " · ".join(filter(None, (segment.role, segment.channel))) or "outside any message"
         legend[kind] = _COLOURS.get(kind, _OTHER_COLOUR)
-        blocks.append(f'<pre style="{_BLOCK};background-color:{legend[kind]}">{_faint(segment.text)}</pre>')
+        blocks.append(f'<div style="{_BLOCK};background-color:{legend[kind]}">{_faint(segment.text)}</div>')
     return HTML(_legend(legend) + "".join(blocks))  # type: ignore[no-untyped-call]
 
 
@@ -64,7 +64,7 @@ def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
     share = f" ({sum(trained) / len(trained):.0%})" if trained else ""
     summary = f"<div><b>{sum(trained)} of {len(trained)} tokens are trained on{share}</b></div>"
     legend = _legend({"trained on": _TRAINED[0], "not trained on": _UNTRAINED[0]})
-    body = f'<pre style="{_BLOCK}">{"".join(_token_spans(tokens, trained))}</pre>'
+    body = f'<div style="{_BLOCK}">{"".join(_token_spans(tokens, trained))}</div>'
     return HTML(summary + legend + body)  # type: ignore[no-untyped-call]
 
 

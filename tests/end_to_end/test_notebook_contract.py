@@ -69,7 +69,7 @@ def test_ends_with_what_you_saw_questions_edits_and_a_record(name: str, notebook
     questions, edits = text.split("**Check yourself**")[1].split("**Try it**")
     assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) == 3
     assert len(re.findall(r"^- ", edits, re.MULTILINE)) == 2
-    assert re.match(rf'session\.record\(\s*"{name}"', notebook.cells[-1].source)
+    assert re.search(rf'session\.record\(\s*"{name}"', notebook.cells[-1].source)
 
 
 def test_cells_hold_whole_calls_and_nothing_that_a_lesson_should_not(name: str, notebook: Any) -> None:
