@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from helpers import HANGING_S, ROOT
-from helpers.launching import TRAIN, Launch, kill_all, nodes, ranks
+from helpers.launching import TRAIN, Launch, azure_ml, kill_all, ranks
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -78,10 +78,7 @@ class Training:
         return ["--profile", "brief.toml", "--output-root", self.output_root]
 
     def start(self, **environment: str) -> Launch:
-        return Launch([*TRAIN, *self.options], self.project, environment)
-
-    def start_ranks(self) -> Launch:
-        return ranks(self.project, *self.options)
+        return Launch([*TRAIN, *self.options], self.project, **environment)
 
     def record(self) -> dict[str, Any]:
         return json.loads((self.folder / "records/04_train_lora.json").read_text())
@@ -156,23 +153,21 @@ def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
 @pytest.mark.timeout(4 * HANGING_S)
 def test_two_ranks_train_what_one_does_also_after_a_kill_and_on_two_machines(alone: Training) -> None:
     together, killed, apart = (Training(alone.project, name) for name in ("two-ranks", "ranks-killed", "two-machines"))
-    together.start_ranks().succeed()
+    ranks(alone.project, *together.options).succeed()
     check_same(together, alone)
     assert together.record()["world_size"] == 2
     assert {path.name for path in (together.folder / "notebooks").iterdir()} == {"04_train_lora.ipynb"}
 
-    launch = killed.start_ranks()
+    launch = ranks(alone.project, *killed.options)
     while not launch.is_over and not killed.checkpoints(sealed=True):
         time.sleep(0.05)
-    victim = launch.find("ipykernel_launcher", 1)
-    assert victim
-    victim.kill()
+    launch.find("ipykernel_launcher", 1).kill()
     code, said = launch.end()
     assert (code, "Kernel died" in said) == (1, True)
-    killed.start_ranks().succeed()
+    ranks(alone.project, *killed.options).succeed()
     assert killed.says("going on from checkpoint-")
 
-    for node in nodes(alone.project, *apart.options):
+    for node in azure_ml(alone.project, *apart.options):
         node.succeed()
     for training in (killed, apart):
         check_same(training, together)
