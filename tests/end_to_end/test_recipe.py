@@ -18,10 +18,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ftlib import profiles
 from ftlib.model import adapters, architecture
-from ftlib.profiles import Profile
 from ftlib.runner import bench
 
-NOTEBOOK = "04_train_lora"
+NOTEBOOK, LARGE = "04_train_lora", profiles.load("gpt-oss-20b")
 # What the blog post trained with, by today's names; the last three were defaults.
 BLOG_POST = {
     "learning_rate": 2e-4,
@@ -40,45 +39,31 @@ BLOG_POST = {
 }
 
 
-@pytest.fixture(scope="module")
-def large() -> Profile:
-    return profiles.load("gpt-oss-20b")
-
-
 @pytest.fixture
 def session(tmp_path: Path) -> SimpleNamespace:
-    return SimpleNamespace(
-        world_size=1,
-        is_main=False,
-        adapter_dir=tmp_path / "adapter",
-        checkpoints_dir=tmp_path / "checkpoints",
-        trackers=["trackio"],
-        profile=profiles.load("gpt-oss-20b"),
-    )
+    folders = {"adapter_dir": tmp_path / "adapter", "checkpoints_dir": tmp_path / "checkpoints"}
+    return SimpleNamespace(profile=LARGE, world_size=1, is_main=False, trackers=["trackio"], **folders)
 
 
 @pytest.fixture
 def trainer(
     notebooks: Any,
     session: SimpleNamespace,
-    large: Profile,
     model: GptOssForCausalLM,
     with_adapter: Callable[..., Any],
     tokenizer: PreTrainedTokenizerFast,
     sample: Dataset,
 ) -> SFTTrainer:
     """The trainer as the notebook's cells build it, with the tiny model."""
-    on_a_cpu = bench.changed(large, {("train", "bf16"): False, ("train", "use_cpu"): True})
+    on_a_cpu = bench.changed(LARGE, {("train", "bf16"): False, ("train", "use_cpu"): True})
     given = {"profile": on_a_cpu, "session": session, "tokenizer": tokenizer, "resume": True}
     return notebooks.run(NOTEBOOK, "trainer", given | {"peft_model": with_adapter(model), "train_dataset": sample})
 
 
-def test_lora_adapts_what_the_blog_post_adapted(
-    notebooks: Any, large: Profile, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lora_adapts_what_the_blog_post_adapted(notebooks: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.device("meta"):
-        weightless = GptOssForCausalLM(GptOssConfig(**architecture.config_json(large.hub)))
-    namespace: dict[str, Any] = {"profile": large, "model": weightless}
+        weightless = GptOssForCausalLM(GptOssConfig(**architecture.config_json(LARGE.hub)))
+    namespace: dict[str, Any] = {"profile": LARGE, "model": weightless}
     notebooks.run(NOTEBOOK, "peft_model", namespace)
     peft_config, peft_model = namespace["peft_config"], namespace["peft_model"]
     assert (peft_config.r, peft_config.lora_alpha, peft_config.lora_dropout) == (8, 16, 0)
@@ -88,21 +73,21 @@ def test_lora_adapts_what_the_blog_post_adapted(
     assert len(adapters.adapted_expert_tensors(peft_model)) == 6
     table = adapters.parameter_table(peft_model).set_index("block")["trainable"]
     assert table[table > 0].to_dict() == {"attention": 3_981_312, "experts": 11_059_200}
-    assert peft_config.revision == large.hub.model_revision, "who loads the adapter gets the base that it was made for"
+    assert peft_config.revision == LARGE.hub.model_revision, "who loads the adapter gets the base that it was made for"
 
 
 def test_training_arguments_are_the_blog_posts_number_for_number_on_any_number_of_processes(
-    notebooks: Any, large: Profile, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    notebooks: Any, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.SFTConfig", dict)
     for session.world_size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        given = notebooks.run(NOTEBOOK, "training_args", {"profile": large, "session": session})
+        given = notebooks.run(NOTEBOOK, "training_args", {"profile": LARGE, "session": session})
         assert {name: given[name] for name in BLOG_POST} == BLOG_POST | {"gradient_accumulation_steps": accumulation}
     assert given["seed"] == 42, "the Trainer's default, which the blog post left alone"
     assert (given["use_cpu"], given["assistant_only_loss"]) == (False, False)
     assert given["activation_checkpointing_kwargs"] == {"use_reentrant": False}
     assert {"packing", "padding_free", "max_steps", "weight_decay", "loss_type"} & set(given) == set()
-    model = large.model
+    model = LARGE.model
     assert (model.attn_implementation, model.experts_implementation, model.dtype) == ("eager", "eager", "bfloat16")
 
 
