@@ -6,15 +6,13 @@ Notebook 04 runs as it is, but without its plots, and for ten updates.
 import json
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from helpers import HANGING_S, ROOT
-from helpers.launching import TRAIN, Launch, azure_ml, kill_all, ranks
+from helpers.launching import TRAIN, Launch, azure_ml, leave_nobody_behind, ranks  # noqa: F401  # for every test
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -38,12 +36,6 @@ manifest.write = write
 """
 
 
-@pytest.fixture(autouse=True)
-def _leave_nobody_behind() -> Iterator[None]:
-    yield
-    kill_all()
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project before notebook 04, with a brief profile."""
@@ -58,34 +50,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@dataclass(frozen=True)
 class Training:
     """One run in a project, interrupted or not."""
 
-    project: Path
-    output_root: str
-
-    def __post_init__(self) -> None:
+    def __init__(self, project: Path, output_root: str) -> None:
+        self.project, self.folder = project, project / output_root / "brief"
+        self.options = ["--profile", "brief.toml", "--output-root", output_root]
+        self.weights = self.folder / "adapter/adapter_model.safetensors"
         (self.folder / "records").mkdir(parents=True)
         (self.folder / "records/03_load_model.json").write_text('{"base_bytes": 1}')
-
-    @property
-    def folder(self) -> Path:
-        return self.project / self.output_root / "brief"
-
-    @property
-    def options(self) -> list[str]:
-        return ["--profile", "brief.toml", "--output-root", self.output_root]
 
     def start(self, **environment: str) -> Launch:
         return Launch([*TRAIN, *self.options], self.project, **environment)
 
     def record(self) -> dict[str, Any]:
         return json.loads((self.folder / "records/04_train_lora.json").read_text())
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "adapter/adapter_model.safetensors"
 
     def checkpoints(self, *, sealed: bool) -> set[str]:
         folders = (self.folder / "checkpoints").glob("checkpoint-*")

@@ -6,12 +6,11 @@ A small notebook takes the place of the training; `test_interruption` trains.
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import write_notebook
-from helpers.launching import azure_ml, kill_all, ranks
+from helpers.launching import azure_ml, leave_nobody_behind, ranks  # noqa: F401  # for every test
 
 # Two ranks meet; then rank 1 may leave, and rank 0 waits for it.
 MEETING = """
@@ -23,12 +22,6 @@ if ranks.get_rank() == 1 and os.environ.get("LEAVES"):
 ranks.barrier()
 """
 WAITING = "import os, time\nopen('begun' + os.environ['RANK'], 'w').close()\nwhile True: time.sleep(1)"
-
-
-@pytest.fixture(autouse=True)
-def _leave_nobody_behind() -> Iterator[None]:
-    yield
-    kill_all()
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
+import pytest
 
 from helpers import HANGING_S, ROOT
 
@@ -74,8 +76,10 @@ class Launch:
         assert self.end() == (0, "")
 
 
-def kill_all() -> None:
-    """End whatever a test that failed has left."""
+@pytest.fixture(autouse=True)
+def leave_nobody_behind() -> Iterator[None]:
+    """Whoever imports this ends whatever a test that failed has left."""
+    yield
     while LAUNCHED:
         LAUNCHED.pop().kill()
 
