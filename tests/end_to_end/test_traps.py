@@ -95,7 +95,7 @@ def test_what_is_pushed_is_the_template_as_published(notebooks: Any) -> None:
     cell = notebooks.cell_with("04_train_lora", "published_tokenizer.save_pretrained(folder)")
     loaded = "AutoTokenizer.from_pretrained(profile.hub.model, revision=profile.hub.model_revision)"
     assert cell.startswith(f"published_tokenizer = {loaded}\nwith checkpoints.replacing(session) as folder:\n")
-    assert cell.index("trainer.save_model(folder)") < cell.index("published_tokenizer.save"), "which would be pinned"
+    assert cell.index("trainer.save_model(folder)") < cell.index("published_tokenizer.save"), "its own is pinned"
 
 
 def test_inference_asks_for_what_was_trained_and_keeps_the_channels_apart(
