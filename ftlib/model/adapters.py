@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 MERGED_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-"""How far logits may move when an adapter is merged, as a share of the largest."""
+"""How far a typical token's logits may move when an adapter is merged, as a share of the largest."""
 BLOCKS = {
     "experts": ("mlp.experts",),
     "attention": ("self_attn",),
@@ -87,7 +87,7 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
                 f"adapter tensor {name} has no place in the model; load the base with Mxfp4Config(dequantize=True)"
             )
         here = loaded[name].to("cpu", tensor.dtype)
-        if here.shape != tensor.shape or not torch.equal(here, tensor):
+        if not torch.equal(here, tensor):
             raise FtlibError(f"adapter tensor {name} differs from the saved one; load the adapter onto a fresh base")
     unsaved = sorted(loaded.keys() - saved.keys())
     if unsaved:
@@ -96,13 +96,18 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
 
 
 def check_merged(unmerged: "Tensor", merged: "Tensor") -> float:
-    """Check that merging an adapter changed no logit by more than rounding; returns the largest difference."""
+    """Check that merging an adapter changed logits by no more than rounding; returns the largest difference.
+
+    Rounding may send a token to another expert, and that token's logits far away. A wrong merge moves those of all
+    tokens, so the median over the tokens is judged.
+    """
     dtype = str(unmerged.dtype).removeprefix("torch.")
-    difference = (merged - unmerged).abs().max().item()
+    by_token = (merged - unmerged).abs().amax(dim=-1).float()
+    typical, largest = by_token.median().item(), by_token.max().item()
     expected = MERGED_TOLERANCE[dtype] * unmerged.abs().max().item()
-    if not difference <= expected:
+    if not typical <= expected:  # so that NaN is refused, too
         raise FtlibError(
-            f"the merged model answers differently: found logits {difference:.2g} apart, expected at most "
-            f"{expected:.2g} in {dtype}; merge the adapter into the base that it was loaded onto, once"
+            f"the merged model answers differently: found the typical token's logits {typical:.2g} apart, expected at "
+            f"most {expected:.2g} in {dtype}; merge the adapter into the base that it was loaded onto, once"
         )
-    return float(difference)
+    return largest

@@ -4,14 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ftlib.errors import FtlibError
 from ftlib.profiles import Hub, Profile
 from ftlib.rehearsal import ASSETS
-
-if TYPE_CHECKING:
-    from transformers import GptOssConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 MXFP4_BYTES = (4 + 8 / 32) / 8
@@ -20,7 +17,6 @@ MXFP4_BYTES = (4 + 8 / 32) / 8
 # From their config.json.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "openai/gpt-oss-20b": {
-        "model_type": "gpt_oss",
         "num_hidden_layers": 24,
         "num_local_experts": 32,
         "num_experts_per_tok": 4,
@@ -30,7 +26,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 64,
         "num_key_value_heads": 8,
         "vocab_size": 201_088,
-        "max_position_embeddings": 131_072,
         "sliding_window": 128,
         "router_aux_loss_coef": 0.9,
         "quantization_config": {"quant_method": "mxfp4"},
@@ -50,7 +45,6 @@ class Shape(NamedTuple):
     num_attention_heads: int
     num_key_value_heads: int
     vocab_size: int
-    max_position_embeddings: int
     sliding_window: int
     is_packed: bool
 
@@ -89,12 +83,12 @@ def shape_of(hub: Hub) -> Shape:
     return Shape(**sizes, is_packed="quantization_config" in config)
 
 
-def expert_stack(shape: "Shape | GptOssConfig") -> int:
+def expert_stack(shape: Shape) -> int:
     """Weights in the matrices of all experts of a layer: gate, up and down."""
-    return 3 * int(shape.num_local_experts * shape.hidden_size * shape.intermediate_size)
+    return 3 * shape.num_local_experts * shape.hidden_size * shape.intermediate_size
 
 
-def linear_layers(shape: "Shape | GptOssConfig") -> Iterator[tuple[str, int, int]]:
+def linear_layers(shape: Shape) -> Iterator[tuple[str, int, int]]:
     """Name, inputs and outputs of each linear layer but the head; experts and routers are no linear layers."""
     hidden, head_dim = shape.hidden_size, shape.head_dim
     queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
@@ -139,15 +133,15 @@ def cache_bytes(shape: Shape, rows: int, tokens: int, dtype: str) -> int:
     return 2 * BYTES[dtype] * rows * kept * shape.num_key_value_heads * shape.head_dim
 
 
-def active_matrices(shape: "Shape | GptOssConfig") -> int:
+def active_matrices(shape: Shape) -> int:
     """Weights in the matrices that a token is multiplied with in all layers, without the head."""
     attention = sum(inputs * outputs for _, inputs, outputs in linear_layers(shape))
     router = shape.hidden_size * shape.num_local_experts
     experts = expert_stack(shape) // shape.num_local_experts * shape.num_experts_per_tok
-    return int(attention + shape.num_hidden_layers * (router + experts))
+    return attention + shape.num_hidden_layers * (router + experts)
 
 
-def useful_flops(shape: "Shape | GptOssConfig", tokens: int, recompute: bool = False) -> int:
+def useful_flops(shape: Shape, tokens: int, recompute: bool = False) -> int:
     """Floating-point operations of a forward and a backward pass with LoRA; 14.43 GFLOP a token for gpt-oss-20b.
 
     An active weight takes 2 forward and 2 backward; the 2 for its own gradient fall away, because it is frozen (compare

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 KEPT = 2
 """Checkpoints that stay: while `Trainer` writes the third and removes the first, the second is complete."""
 PROGRESS = "progress.json"
+UNFINISHED = "adapter.unfinished"
 WEIGHTS = "adapter_model.safetensors"
 # Arguments that may change before training resumes, by how they begin: folders, logs, and how the work is shared.
 NOT_RECIPE = (
@@ -169,7 +170,7 @@ def replacing(session: Session) -> Iterator[Path]:
 
     A kill before that leaves the earlier adapter. One with the same weights stays too, with its model card.
     """
-    final, unfinished = session.adapter_dir, _unfinished(session)
+    final, unfinished = session.adapter_dir, session.output_dir / UNFINISHED
     if session.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished
@@ -186,12 +187,8 @@ def replacing(session: Session) -> Iterator[Path]:
         torch.distributed.barrier()  # no rank looks for the adapter before it is there
 
 
-def _unfinished(session: Session) -> Path:
-    return session.adapter_dir.with_name("adapter.unfinished")
-
-
 def _put_in_place(session: Session) -> None:
     """Let a new adapter that is complete replace the earlier one, also after a kill between the two steps."""
-    if manifest.is_complete(_unfinished(session)):
+    if manifest.is_complete(unfinished := session.output_dir / UNFINISHED):
         shutil.rmtree(session.adapter_dir, ignore_errors=True)
-        _unfinished(session).rename(session.adapter_dir)
+        unfinished.rename(session.adapter_dir)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LONGEST_SHOWN = 300
-"""Characters of a text that a table of examples shows."""
+SHARES = ("questions", "agreement", "low", "high", "exact", "complete")
+LONGEST_SHOWN = 300  # characters of a text in a table of examples
 
 
 def evaluate(
@@ -99,27 +99,20 @@ def by_language(results: "pd.DataFrame") -> "pd.DataFrame":
     """Shares by the language asked for, NaN where they could not be measured; rows that ask for none are left out.
 
     Returns:
-        Columns language, questions, agreement, low and high (its 95% interval), exact, complete.
+        Columns language and `SHARES`; low and high are the 95% interval of the agreement.
     """
     import pandas as pd
 
-    columns = ["language", "questions", "agreement", "low", "high", "exact", "complete"]
     asked = results[results["language"] != ""].groupby("language", sort=False)
-    return pd.DataFrame([{"language": language, **_shares(group)} for language, group in asked], columns=columns)
+    rows = [{"language": language, **_shares(group)} for language, group in asked]
+    return pd.DataFrame(rows, columns=["language", *SHARES])
 
 
 def _shares(results: "pd.DataFrame") -> dict[str, float]:
     judged = results["agrees"].dropna()
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    means = {name: results[name].dropna().astype(float).mean() for name in ("agrees", "exact", "complete")}
-    return {
-        "questions": len(results),
-        "agreement": means["agrees"],
-        "low": low,
-        "high": high,
-        "exact": means["exact"],
-        "complete": means["complete"],
-    }
+    agreement, exact, complete = results[["agrees", "exact", "complete"]].astype(float).mean()
+    return dict(zip(SHARES, (len(results), agreement, low, high, exact, complete), strict=True))
 
 
 def summarise(results: "pd.DataFrame") -> dict[str, Any]:

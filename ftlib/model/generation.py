@@ -23,10 +23,9 @@ def generate_replies(
     prompts = [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
     # Padded on the left, so that all replies start together.
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    inputs = inputs.to(model.device)
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+            **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
         )
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
     return [parse_reply(text) for text in texts]

@@ -21,57 +21,7 @@ ADAPTER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
-
-CARD = """\
----
-{{ card_data }}
----
-
-# {{ name }}
-
-A LoRA adapter for `{{ hub.model }}`, trained on {{ data }}.
-
-## Measured
-
-{% for label, value in measured.items() -%}
-- {{ label }}: {{ value if value is string else "%.4g" % value }}
-{% endfor %}
-## Recipe
-
-- Base model: {{ hub.model }} at {{ hub.model_revision }}
-- Data set: {{ data }}
-- LoRA: r {{ lora.r }}, alpha {{ lora.lora_alpha }}, {{ lora.target_modules }};
-  experts of layers {{ recipe.expert_layers | list }}
-- Trained on: {{ "the assistant turns only" if train.assistant_only_loss else "whole conversations" }}
-  (assistant_only_loss {{ train.assistant_only_loss | lower }}), up to {{ train.max_length }} tokens
-- Training: {{ training.global_step }} steps of {{ recipe.effective_batch_size }} rows, {{ train.lr_scheduler_type }},
-  learning rate {{ "%g" % train.learning_rate }}, warm-up {{ "%g" % train.warmup_steps }},
-  mean loss {{ "%.4f" % training.training_loss }}, seed {{ train.seed }}
-- Libraries: {{ libraries }}
-
-## Use
-
-Load the base dequantised: the adapter's experts have no place in a base that is still packed in MXFP4.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, pipeline
-
-base = AutoModelForCausalLM.from_pretrained(
-    "{{ hub.model }}",
-    revision="{{ hub.model_revision }}",
-    quantization_config=Mxfp4Config(dequantize=True),
-    device_map="auto",
-)
-model = PeftModel.from_pretrained(base, "{{ repo }}")  # revision="…" pins the adapter, too
-generator = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained("{{ repo }}"))
-messages = [
-    {"role": "system", "content": "reasoning language: French"},
-    {"role": "user", "content": "What is the capital of Australia?"},
-]
-print(generator(messages, return_full_text=False, skip_special_tokens=False)[0]["generated_text"])
-```
-"""
+TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
 def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
@@ -82,16 +32,12 @@ def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    _check_finished(adapter_dir)
-    sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
-    return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()
-
-
-def _check_finished(adapter_dir: Path) -> None:
     missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
     if missing:
         raise FtlibError(f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first")
     manifest.verify(adapter_dir)
+    sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
+    return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()
 
 
 def push(profile: Profile, adapter_dir: Path, command: str) -> str:
@@ -103,7 +49,7 @@ def push(profile: Profile, adapter_dir: Path, command: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    _check_finished(adapter_dir)
+    files_to_push(adapter_dir)
     repo = hub_client.check_access(profile.hub, command)
     api = HfApi()
     address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
@@ -146,7 +92,7 @@ def model_card(
         "training": training,
         "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
     }
-    card: ModelCard = ModelCard.from_template(metadata, template_str=CARD, **values)
+    card: ModelCard = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values)
     return card
 
 

@@ -6,15 +6,13 @@ Notebook 04 runs as it is, but without its plots, and for ten updates.
 import json
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from helpers import HANGING_S, ROOT
-from helpers.launching import TRAIN, Launch, kill_all, nodes, ranks
+from helpers.launching import TRAIN, Launch, azure_ml, leave_nobody_behind, ranks  # noqa: F401  # for every test
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -38,12 +36,6 @@ manifest.write = write
 """
 
 
-@pytest.fixture(autouse=True)
-def _leave_nobody_behind() -> Iterator[None]:
-    yield
-    kill_all()
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project before notebook 04, with a brief profile."""
@@ -58,37 +50,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@dataclass(frozen=True)
 class Training:
     """One run in a project, interrupted or not."""
 
-    project: Path
-    output_root: str
-
-    def __post_init__(self) -> None:
+    def __init__(self, project: Path, output_root: str) -> None:
+        self.project, self.folder = project, project / output_root / "brief"
+        self.options = ["--profile", "brief.toml", "--output-root", output_root]
+        self.weights = self.folder / "adapter/adapter_model.safetensors"
         (self.folder / "records").mkdir(parents=True)
         (self.folder / "records/03_load_model.json").write_text('{"base_bytes": 1}')
 
-    @property
-    def folder(self) -> Path:
-        return self.project / self.output_root / "brief"
-
-    @property
-    def options(self) -> list[str]:
-        return ["--profile", "brief.toml", "--output-root", self.output_root]
-
     def start(self, **environment: str) -> Launch:
-        return Launch([*TRAIN, *self.options], self.project, environment)
-
-    def start_ranks(self) -> Launch:
-        return ranks(self.project, *self.options)
+        return Launch([*TRAIN, *self.options], self.project, **environment)
 
     def record(self) -> dict[str, Any]:
         return json.loads((self.folder / "records/04_train_lora.json").read_text())
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "adapter/adapter_model.safetensors"
 
     def checkpoints(self, *, sealed: bool) -> set[str]:
         folders = (self.folder / "checkpoints").glob("checkpoint-*")
@@ -122,14 +98,6 @@ def test_a_kill_before_a_checkpoint_is_sealed_changes_nothing(alone: Training, t
     assert training.checkpoints(sealed=False) == set()
 
 
-def check_same(training: Training, other: Training) -> None:
-    """Another number of processes shares the same rows out, and adds up in another order."""
-    measured = [each.record() for each in (training, other)]
-    for fixed in ("global_step", "effective_batch_size", "trainable_parameters"):
-        assert len({record[fixed] for record in measured}) == 1
-    assert measured[0]["training_loss"] == pytest.approx(measured[1]["training_loss"], rel=0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(4 * HANGING_S)
 def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
@@ -155,25 +123,26 @@ def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * HANGING_S)
 def test_two_ranks_train_what_one_does_also_after_a_kill_and_on_two_machines(alone: Training) -> None:
+    """Two share the same rows out differently from one, and add up in another order."""
     together, killed, apart = (Training(alone.project, name) for name in ("two-ranks", "ranks-killed", "two-machines"))
-    together.start_ranks().succeed()
-    check_same(together, alone)
+    ranks(alone.project, *together.options).succeed()
     assert together.record()["world_size"] == 2
     assert {path.name for path in (together.folder / "notebooks").iterdir()} == {"04_train_lora.ipynb"}
 
-    launch = killed.start_ranks()
+    launch = ranks(alone.project, *killed.options)
     while not launch.is_over and not killed.checkpoints(sealed=True):
         time.sleep(0.05)
-    victim = launch.find("ipykernel_launcher", 1)
-    assert victim
-    victim.kill()
+    launch.find("ipykernel_launcher", 1).kill()
     code, said = launch.end()
     assert (code, "Kernel died" in said) == (1, True)
-    killed.start_ranks().succeed()
+    ranks(alone.project, *killed.options).succeed()
     assert killed.says("going on from checkpoint-")
 
-    for node in nodes(alone.project, *apart.options):
+    for node in azure_ml(alone.project, *apart.options):
         node.succeed()
-    for training in (killed, apart):
-        check_same(training, together)
+    for training in (together, killed, apart):
         assert_close(load_file(training.weights), load_file(together.weights))
+        one, two = alone.record(), training.record()
+        for fixed in ("global_step", "effective_batch_size", "trainable_parameters"):
+            assert two[fixed] == one[fixed]
+        assert two["training_loss"] == pytest.approx(one["training_loss"], rel=0.02)

@@ -13,7 +13,6 @@ from transformers import GptOssForCausalLM, Mxfp4Config, PreTrainedTokenizerFast
 from ftlib import profiles
 from ftlib.dataset import harmony
 from ftlib.profiles import Profile
-from ftlib.session import hub_client
 
 WITH_A_MODEL = {"03_load_model": "model", "04_train_lora": "model", "05_push_and_infer": "base"}
 
@@ -22,29 +21,13 @@ def keywords(call: ast.Call) -> dict[str | None, str]:
     return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
 
 
-@pytest.fixture
-def session(tmp_path: Path) -> SimpleNamespace:
-    return SimpleNamespace(
-        world_size=1,
-        is_main=True,
-        checkpoints_dir=tmp_path / "checkpoints",
-        trackers=["trackio"],
-        device="cpu",
-        command=lambda verb: f"ftlib {verb}",
-    )
-
-
 @pytest.fixture(params=profiles.shipped())
 def profile(request: pytest.FixtureRequest) -> Profile:
     return profiles.load(request.param)
 
 
 def test_every_load_is_pinned_unpacked_and_says_how_it_computes(
-    notebooks: Any,
-    profile: Profile,
-    session: SimpleNamespace,
-    tokenizer: PreTrainedTokenizerFast,
-    monkeypatch: pytest.MonkeyPatch,
+    notebooks: Any, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base that is still packed takes no expert adapters; a pickle can run anything; defaults are another recipe."""
     loads: dict[str, dict[str, Any]] = {}
@@ -53,11 +36,14 @@ def test_every_load_is_pinned_unpacked_and_says_how_it_computes(
         loads[notebook] = settings | {"name": name}
         return SimpleNamespace()
 
-    monkeypatch.setattr("transformers.AutoModelForCausalLM", SimpleNamespace(from_pretrained=keep))
-    monkeypatch.setattr("peft.PeftModel", SimpleNamespace(from_pretrained=lambda base, name: base))
-    given = {"profile": profile, "session": session, "tokenizer": tokenizer, "repo": "learner/adapter"}
+    given = {
+        **{"profile": profile, "session": SimpleNamespace(device="cpu"), "repo": "learner/adapter", "set_seed": int},
+        **{"torch": torch, "Mxfp4Config": Mxfp4Config, "AutoModelForCausalLM": SimpleNamespace(from_pretrained=keep)},
+        "PeftModel": SimpleNamespace(from_pretrained=lambda base, name: base),
+    }
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", given["AutoModelForCausalLM"])
     for notebook, variable in WITH_A_MODEL.items():
-        notebooks.run(notebook, variable, given | {"hub_client": hub_client})
+        notebooks.run(notebook, variable, given.copy())
         settings = loads[notebook]
         computes = profile.model if notebook == "04_train_lora" else profile.measure
         unpacked = settings.pop("quantization_config")
@@ -106,12 +92,10 @@ def test_every_notebook_that_renders_pins_the_date(notebooks: Any, name: str) ->
 
 def test_what_is_pushed_is_the_template_as_published(notebooks: Any) -> None:
     """Others would otherwise be told for ever that it is August 2025."""
-    (save,) = notebooks.calls("04_train_lora", "published_tokenizer.save_pretrained")
-    written = [ast.unparse(node) for node in ast.walk(notebooks.tree("04_train_lora")) if isinstance(node, ast.Assign)]
+    cell = notebooks.cell_with("04_train_lora", "published_tokenizer.save_pretrained(folder)")
     loaded = "AutoTokenizer.from_pretrained(profile.hub.model, revision=profile.hub.model_revision)"
-    assert [line for line in written if line.startswith("published_tokenizer")] == [f"published_tokenizer = {loaded}"]
-    (train,) = notebooks.calls("04_train_lora", "trainer.save_model")
-    assert save.lineno > train.lineno, "the trainer saves its own, which is pinned"
+    assert cell.startswith(f"published_tokenizer = {loaded}\nwith checkpoints.replacing(session) as folder:\n")
+    assert cell.index("trainer.save_model(folder)") < cell.index("published_tokenizer.save"), "its own is pinned"
 
 
 def test_inference_asks_for_what_was_trained_and_keeps_the_channels_apart(
@@ -129,7 +113,7 @@ def test_inference_asks_for_what_was_trained_and_keeps_the_channels_apart(
 
 
 def test_curves_open_no_dashboard_and_no_space_and_training_pushes_nothing(
-    notebooks: Any, profile: Profile, session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    notebooks: Any, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a kernel, trackio embeds a dashboard whose address carries a write token; pushing would make a Space."""
     import trackio
@@ -137,8 +121,9 @@ def test_curves_open_no_dashboard_and_no_space_and_training_pushes_nothing(
     begun: list[dict[str, Any]] = []
     monkeypatch.setattr(trackio, "init", lambda **settings: begun.append(settings))
     monkeypatch.setattr("trl.SFTConfig", dict)
-    given = {"profile": profile, "session": session}
-    arguments = notebooks.run("04_train_lora", "training_args", given)
+    run = {"profile": profile, "checkpoints_dir": tmp_path / "checkpoints", "trackers": ["trackio"]}
+    session = SimpleNamespace(world_size=1, is_main=True, **run)
+    arguments = notebooks.run("04_train_lora", "training_args", {"profile": profile, "session": session})
     expected = {"project": arguments["project"], "name": arguments["run_name"], "embed": False, "resume": "allow"}
     assert begun == [expected]
     assert arguments["report_to"] == ["trackio"]
@@ -151,7 +136,7 @@ def test_curves_open_no_dashboard_and_no_space_and_training_pushes_nothing(
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_nothing_is_imported_before_start(notebooks: Any, name: str) -> None:
     """The Hugging Face libraries read their settings, the Hub's address among them, when they are imported."""
-    (start,) = notebooks.calls(name, "start")
+    start, *_ = notebooks.calls(name, "start")
     imports = [node for node in ast.walk(notebooks.tree(name)) if isinstance(node, ast.Import | ast.ImportFrom)]
     early = [node for node in imports if node.lineno < start.lineno]
     assert [ast.unparse(node) for node in early] == ["from ftlib import start"]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_the_tiny_model_is_counted_as_it_is(base_model: GptOssForCausalLM) -> No
     idle = 1 - config.num_experts_per_tok / config.num_local_experts
     matrices = {name: p for name, p in base_model.model.layers.named_parameters() if p.ndim > 1 and "bias" not in name}
     active = sum(p.numel() * (1 - idle * ("experts" in name)) for name, p in matrices.items())
-    assert architecture.active_matrices(config) == active
+    assert architecture.active_matrices(TINY) == active
 
     rows, tokens = 3, 150
     with torch.inference_mode():
@@ -65,14 +65,10 @@ def test_the_tiny_model_is_counted_as_it_is(base_model: GptOssForCausalLM) -> No
 def test_another_model_is_looked_up_and_another_architecture_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise OSError
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(FtlibError, match=r"hub\.model somebody/another: found its config\.json neither in the cache"):
-        architecture.shape_of(ANOTHER)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "llama"}))
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: config)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=[OSError, config]))
+    with pytest.raises(FtlibError, match=r"hub\.model somebody/another: found its config\.json neither in the cache"):
+        architecture.shape_of(ANOTHER)
     with pytest.raises(FtlibError, match=r"somebody/another: found a llama, expected a gpt_oss"):
         architecture.shape_of(ANOTHER)

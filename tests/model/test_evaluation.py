@@ -68,13 +68,8 @@ def test_batches_hold_similar_lengths_and_results_the_order_of_the_rows(
     assert [len(batch) for batch in asked] == [4, 4, 2]
     lengths = [len(messages[-1]["content"]) for batch in asked for messages in batch]
     assert lengths == sorted(lengths)
+    assert {messages[-1]["role"] for batch in asked for messages in batch} == {"user"}, "no reference is shown"
     assert "asking questions 9 to 10 of 10" in capsys.readouterr().out
-
-
-def test_the_reference_reply_is_never_shown(asked: list[list[Any]]) -> None:
-    results_of(row("Spanish", "What?", "the secret answer"))
-    assert [message["role"] for message in asked[0][0]] == ["system", "user"]
-    assert "secret" not in str(asked)
 
 
 def test_what_is_measured_of_a_reply(asked: list[list[Any]]) -> None:
@@ -96,9 +91,7 @@ def test_what_is_measured_of_a_reply(asked: list[list[Any]]) -> None:
 
 def test_nothing_measured_is_told_as_nothing(asked: list[list[Any]]) -> None:
     results = results_of(row("", "one", ""), row("", "odd", ""))
-    assert list(evaluation.by_language(results).columns) == [
-        *("language", "questions", "agreement", "low", "high", "exact", "complete")
-    ]
+    assert list(evaluation.by_language(results).columns) == ["language", *evaluation.SHARES]
     summary = evaluation.summarise(results)
     assert json.loads(json.dumps(summary, allow_nan=False)) == {
         **{"questions": 2, "agreement": None, "agreement_low": None, "agreement_high": None, "exact": None},
@@ -116,30 +109,15 @@ def test_a_summary_weighs_by_reply_and_by_token(asked: list[list[Any]]) -> None:
     assert summary["loss"] == (1 * 2 + 2 * 4 + 4 * 8 + 1 * 2) / 8
     assert summary["token_accuracy"] == 4 / 8
     english, _, klingon = summary["by_language"]
-    low, high = evaluation.wilson_interval(2, 2)
-    assert english == {
-        **{"language": "English", "questions": 2, "agreement": 1, "low": low, "high": high},
-        **{"exact": 0.5, "complete": 0.5},
-    }
+    assert tuple(english.values()) == ("English", 2, 1, *evaluation.wilson_interval(2, 2), 0.5, 0.5)
     assert (klingon["questions"], klingon["agreement"], klingon["low"], klingon["exact"]) == (1, None, None, 0)
     assert evaluation.share(summary["agreement"]) == "67%"
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17 (1998).
-        (81, 263, 0.2553, 0.3662),
-        (0, 20, 0.0, 0.1611),
-        # For all of n, n / (n + z²) is what is left.
-        (24, 24, 0.8620, 1.0),
-    ],
-)
-def test_wilsons_interval_is_the_published_one(successes: int, n: int, low: float, high: float) -> None:
-    assert evaluation.wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilsons_interval_contains_the_share_itself() -> None:
+def test_wilsons_interval_is_the_published_one_and_contains_the_share_itself() -> None:
+    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17 (1998).
+    assert evaluation.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert evaluation.wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
     for n in range(1, 121):
         for successes in range(n + 1):
             low, high = evaluation.wilson_interval(successes, n)
@@ -153,19 +131,11 @@ def test_examples_are_put_side_by_side(asked: list[list[Any]]) -> None:
         {"language": "French", "user": "two", "analysis": "Hm.", "final": "0"},
     ]
     table = evaluation.compare(before, after)
-    assert table.columns.tolist() == [
-        *("language", "question", "reasoning before", "reasoning after", "answer after", "reference")
-    ]
     assert table.iloc[1].tolist() == ["French", "two", "Hm.", ENGLISH, "two", "2"]
-    assert table.loc[0, "question"] == "three"
     assert table.loc[0, "reference"] == "3" * 300 + "…"
     assert table.loc[0, "reasoning before"] == ("Let me see. " * 25).rstrip() + "…"
-
-
-def test_other_questions_than_before_are_refused(asked: list[list[Any]]) -> None:
-    before = [{"language": "French", "user": "two", "analysis": "Hm.", "final": "0"}]
-    with pytest.raises(FtlibError, match=r"no reply to 'two'.*run 03_load_model\.ipynb again"):
-        evaluation.compare(before, results_of(row("Spanish", "two", "2")))
+    with pytest.raises(FtlibError, match=r"no reply to 'three'.*run 03_load_model\.ipynb again"):
+        evaluation.compare(before, after[:2])
 
 
 def test_the_base_reasons_in_english_and_knows_the_answers(
@@ -174,10 +144,8 @@ def test_the_base_reasons_in_english_and_knows_the_answers(
     """What the adapter is there to change, and what it must keep, however many are asked at once."""
     questions = prepare.held_out_questions().select(range(25))
     results = evaluation.evaluate(base_model, tokenizer, questions, TINY.measure, LENGTH)
-    shares = evaluation.by_language(results).set_index("language")
-    assert shares["questions"].tolist() == [5] * 5
+    assert results.groupby("language")["agrees"].mean()["English"] == 1
     assert results["agrees"].mean() <= 0.30
-    assert shares.loc["English", "agreement"] == 1
     assert results["exact"].mean() >= 0.80
     assert results["complete"].all()
 

@@ -42,26 +42,17 @@ def together(base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     return replies
 
 
-def test_replies_are_read_channel_by_channel_and_without_their_prompts(together: list[Reply]) -> None:
-    for reply in together:
+def test_replies_are_read_channel_by_channel_and_are_the_same_alone_and_in_a_batch(
+    base_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Conversations, together: list[Reply]
+) -> None:
+    """Padding on the right would come between a prompt and its reply."""
+    for prompt, reply in zip(prompts, together, strict=True):
         assert reply.complete
         assert reply.analysis.startswith("The user")
         assert reply.raw.startswith("<|channel|>analysis<|message|>")
         assert "<|" not in reply.analysis + reply.final
+        assert generate_reply(base_model, tokenizer, prompt, LONG_ENOUGH).final == reply.final
     assert together[0].final == "2 plus 3 is 5."
-
-
-@pytest.mark.parametrize("position", [0, 1, 2])
-def test_a_prompt_gets_the_same_reply_alone_and_in_a_batch(
-    base_model: GptOssForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Conversations,
-    together: list[Reply],
-    position: int,
-) -> None:
-    """Padding on the right would come between a prompt and its reply."""
-    alone = generate_reply(base_model, tokenizer, prompts[position], LONG_ENOUGH)
-    assert (alone.analysis, alone.final) == (together[position].analysis, together[position].final)
 
 
 def test_replies_are_greedy_and_cached_however_the_model_is_configured(

@@ -62,7 +62,3 @@ def test_without_our_masks_a_row_reads_the_one_before_it(
     """Fails once transformers passes the positions on (huggingface/transformers#39997): then `packing` can go."""
     collator = packing.collator(torch.nn.Identity(), tokenizer, padding_free=True)
     assert furthest(logits(model, rows, collator)[1:], logits(model, rows)[1:]) > 0.1
-
-
-def test_padded_batches_are_left_to_trl(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert packing.collator(model, tokenizer, padding_free=False) is None
