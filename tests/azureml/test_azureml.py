@@ -4,6 +4,7 @@ The stand-in is azure-ai-ml's own client, whose operations are made from the rea
 entities; nothing listens anywhere.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import typer.main
@@ -24,6 +25,7 @@ import yaml
 from azure.ai.ml._utils._asset_utils import get_ignore_file
 from azure.ai.ml.entities import AmlComputeNodeInfo, CommandJob, Workspace
 from azure.ai.ml.entities._job.service_instance import ServiceInstance
+from azure.ai.ml.identity import AzureMLOnBehalfOfCredential
 from azure.ai.ml.operations import (
     ComputeOperations,
     EnvironmentOperations,
@@ -33,6 +35,7 @@ from azure.ai.ml.operations import (
 )
 from azure.core.exceptions import ClientAuthenticationError, ResourceNotFoundError
 from azure.core.polling import LROPoller, NoPolling
+from azure.keyvault.secrets import SecretClient
 from helpers import ROOT
 from helpers.azure_mistakes import GONE, MISTAKES, TOKEN
 
@@ -117,23 +120,16 @@ def test_validate_exits_with_1_if_a_file_is_wrong(capsys: pytest.CaptureFixture[
     [
         (("validate", "trian"), "error: Azure file 'trian': found no such file; did you mean 'train'?"),
         (("validate", "--set", "compute"), "error: --set compute: expected key=value"),
-        (
-            ("submit", "train", "--set", "command.x=1"),
-            "error: train.yml: command.x: command is a value and has no keys",
-        ),
+        (("submit", "train", "--set", "command.x=1"), "error: train.yml: command.x: command is a value and has no key"),
         (("submit", "train", "--set", "compute=x"), "error: train.yml: compute: found 'x'"),
         (("status",), "error: no Azure ML workspace is named: expected AZUREML_ARM_SUBSCRIPTION"),
     ],
 )
 def test_mistake_on_the_command_line_is_told_in_one_line(
-    arguments: tuple[str, ...],
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run("azure", *arguments) == 1
+    with contextlib.chdir(tmp_path):
+        assert run("azure", *arguments) == 1
     told = capsys.readouterr()
     assert told.err.startswith(says)
     assert (told.out, len(told.err.splitlines())) == ("", 1)
@@ -269,22 +265,12 @@ def test_clean_lists_before_it_deletes_and_touches_nothing_else(
     assert capsys.readouterr().out.splitlines()[-1] == "nothing of ours costs by the hour"
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (
-            ClientAuthenticationError("no account\nat all"),
-            "Azure does not know who you are (no account); run `az login`",
-        ),
-        (ResourceNotFoundError("no such job"), "Azure answers: no such job; see docs/azure.md"),
-    ],
-)
-def test_what_azure_refuses_is_printed_in_one_line(
-    error: Exception, says: str, azure: StandIn, capsys: pytest.CaptureFixture[str]
-) -> None:
-    azure.jobs.get.side_effect = error
-    assert run("azure", "status", "brave") == 1
-    assert capsys.readouterr().err == f"error: {says}\n"
+def test_what_azure_refuses_is_printed_in_one_line(azure: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown, missing = ClientAuthenticationError("no account\nat all"), ResourceNotFoundError("no such job")
+    azure.jobs.get.side_effect = [unknown, missing]
+    for says in ("does not know who you are (no account); run `az login`", "answers: no such job; see docs/azure.md"):
+        assert run("azure", "status", "brave") == 1
+        assert capsys.readouterr().err == f"error: Azure {says}\n"
 
 
 def test_without_the_extra_a_command_says_how_to_install_it(
@@ -296,37 +282,28 @@ def test_without_the_extra_a_command_says_how_to_install_it(
         assert capsys.readouterr().err == "error: azure-ai-ml is not installed; run `pip install -e '.[azure]'`\n"
 
 
-@pytest.mark.parametrize(
-    ("profile", "secret", "token"), [("gpt-oss-20b", TOKEN, TOKEN), ("gpt-oss-20b", None, None), ("tiny", TOKEN, "")]
-)
 def test_job_takes_the_token_from_the_key_vault_as_its_owner(
-    azure: StandIn,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    profile: str,
-    secret: str | None,
-    token: str | None,
+    azure: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A rehearsal asks for none, and without one a job ends before it costs."""
-    became, asked = [], []
-
-    def vault(address: str, credential: Any) -> Any:
-        asked.append((address, type(credential).__name__))
-        return SimpleNamespace(get_secret=lambda name: SimpleNamespace(value=secret))
-
-    monkeypatch.setattr("azure.keyvault.secrets.SecretClient", vault)
-    monkeypatch.setattr(os, "execv", lambda program, arguments: became.append((arguments[3:], os.environ["HF_TOKEN"])))
+    vault = create_autospec(SecretClient, instance=True)
+    opened, became = Mock(return_value=vault), Mock()
+    vault.get_secret.side_effect = [SimpleNamespace(value=TOKEN), ResourceNotFoundError("no such secret")]
+    monkeypatch.setattr("azure.keyvault.secrets.SecretClient", opened)
+    monkeypatch.setattr(os, "execv", lambda program, arguments: became(arguments[3:], os.environ["HF_TOKEN"]))
     monkeypatch.setenv("HF_TOKEN", "")
-    assert run("azure", "job", "--profile", profile, "--nproc", "4") == (token is None)
-    told = capsys.readouterr()
-    if token is None:
-        assert told.err.startswith("error: Key Vault vault1 has no secret hf-token; log in with `hf auth login`")
-        assert became == []
-    else:
-        assert became == [(["run", "--profile", profile, "--nproc", "4"], token)]
-        assert told == ("", "")
-    vaults = [("https://vault1.vault.azure.net", "AzureMLOnBehalfOfCredential")]
-    assert asked == vaults * (profile != "tiny")
+    assert run("azure", "job", "--profile", "tiny", "--nproc", "4") == 0
+    became.assert_called_once_with(["run", "--profile", "tiny", "--nproc", "4"], "")
+    opened.assert_not_called()
+    assert run("azure", "job", "--profile", "gpt-oss-20b") == 0
+    became.assert_called_with(["run", "--profile", "gpt-oss-20b"], TOKEN)
+    address, credential = opened.call_args.args
+    assert (address, type(credential)) == ("https://vault1.vault.azure.net", AzureMLOnBehalfOfCredential)
+    assert capsys.readouterr() == ("", "")
+    assert run("azure", "job", "--profile", "gpt-oss-20b") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: Key Vault vault1 has no secret hf-token; log in with `hf auth login`")
+    assert became.call_count == 2
 
 
 def test_jobs_commands_are_what_the_command_line_takes() -> None:

@@ -2,10 +2,11 @@
 
 import shutil
 import socket
-import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,10 +53,8 @@ def rows(profile: str = "tiny", **changes: Any) -> dict[str, doctor.Check]:
 
 def test_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path) -> None:
     found = rows()
-    assert list(found) == [
-        *("Python", "packages", "device", "memory", "disk for downloads", "disk for outputs"),
-        *("Hub", "token", "push target"),
-    ]
+    asked = ["Python", "packages", "device", "memory", "disk for downloads", "disk for outputs", "Hub", "push target"]
+    assert list(found) == asked
     assert {check for check, row in found.items() if row.verdict != "ok"} == {"packages"}, "there is no lock here"
     assert found["push target"].found == "learner/gpt-oss-tiny-multilingual-reasoner"
     assert rehearsal.token not in str(found)
@@ -69,11 +68,13 @@ def test_azures_rows_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def volumes(machine: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Free bytes of two volumes, one for the cache and one for the rest; a test may change them."""
+    """Free bytes of two volumes, one for the cache and one for the rest; with 0, its size is 0 too."""
     free = {"cache": 12e9, "rest": 12e9}
     (machine / "cache/hub").mkdir(parents=True)
     monkeypatch.setattr(doctor, "_volume", lambda folder: hash(named(folder)))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(50e9, 38e9, free[named(folder)]))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: Usage(bool(free[named(folder)]) * 50e9, 0, free[named(folder)])
+    )
 
     def named(folder: Path) -> str:
         return "cache" if folder.is_relative_to(machine / "cache") else "rest"
@@ -87,7 +88,7 @@ def test_large_profile_asks_for_memory_as_planned(monkeypatch: pytest.MonkeyPatc
     gpu_machine(monkeypatch, 0)
     found = rows(LARGE)
     assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
-    assert found["memory"].verdict == f"training is planned to take {planner.gb(planned.peak)} of a GPU's memory"
+    assert found["memory"].verdict.startswith(f"training is planned to take {planner.gb(planned.peak)}")
     gpu_machine(monkeypatch, 1)
     for memory, verdict in ((planned.peak - 1, "training is planned to take "), (planned.peak, "ok")):
         monkeypatch.setattr(device, "memory_bytes", lambda use_cpu, memory=memory: memory)
@@ -164,30 +165,23 @@ def test_only_the_pinned_revision_counts_as_downloaded(machine: Path) -> None:
         ),
         (LARGE, 15e9, 0.9e9, "outputs", "disk for outputs: found 0.9 GB free, expected more; make room for 1.7 GB of"),
         (LARGE, 14e9, 2e9, "cache/outputs", "make room for 15.4 GB of downloads and outputs, or set HF_HOME"),
-        (LARGE, 16e9, 2e9, "cache/outputs", ""),
-        ("tiny", 0, 1.1e9, "outputs", ""),
         ("tiny", 0, 1.0e9, "outputs", "of downloads and outputs"),  # a rehearsal's downloads lie among its outputs
+        (LARGE, 0, 0, "outputs", ""),  # as a network mount answers that does not know
     ],
 )
 def test_each_volume_must_hold_the_sum_of_its_uses(
     machine: Path, volumes: dict[str, float], name: str, cache: float, rest: float, outputs: str, error: str
 ) -> None:
     volumes |= {"cache": cache, "rest": rest}
-    if not error:
+    with pytest.raises(FtlibError, match=error) if error else nullcontext():
         doctor.check_disk(profiles.load(name), machine / outputs)
-        return
-    with pytest.raises(FtlibError, match=error):
-        doctor.check_disk(profiles.load(name), machine / outputs)
-
-
-def test_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert doctor._python() == ("Python", "3.10.4", "install Python 3.11 or later")
 
 
 def test_packages_that_differ_from_the_lock_are_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version", {"torch": "2.13.0+cpu", "trl": "0.9"}.__getitem__)
-    monkeypatch.setattr(doctor, "PackageNotFoundError", KeyError)
+    installed = [
+        SimpleNamespace(name=name, version=version) for name, version in {"torch": "2.13.0+cpu", "trl": "0.9"}.items()
+    ]
+    monkeypatch.setattr(doctor, "distributions", lambda: installed)
     (machine / "notebooks").mkdir()
     (machine / "requirements.lock").write_text(
         "# a comment == of ours\ntorch==2.13.0  # via trl\ntrl==1.16.0\nabsent==1.0\n"
@@ -198,29 +192,19 @@ def test_packages_that_differ_from_the_lock_are_named(machine: Path, monkeypatch
     assert row.verdict == "run `pip install -r requirements.lock`"
 
 
-def test_without_a_network_the_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_is_silent_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_client, "TIMEOUT_S", 0.2)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    found = rows(LARGE)
-    assert found["Hub"].found.startswith("https://huggingface.co cannot be reached (")
-    assert found["token"].verdict == "check it again once the Hub can be reached"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        found = rows(LARGE)
+    for check in ("Hub", "push target"):
+        assert found[check].verdict.startswith("the Hub is out of reach (")
     assert TOKEN not in str(found)
 
 
-def test_silent_hub_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "TIMEOUT_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert "cannot be reached" in rows(LARGE)["Hub"].found
-
-
-def test_hub_that_wants_a_token_and_account_that_may_not_push_are_named(
-    rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert rows(push_target="lab/thing")["push target"].verdict.startswith("use a token that may write there")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert rows()["token"] == ("token", "found, but the Hub answers 401", "run `hf auth login` with a new one")
+def test_what_the_hub_lacks_or_refuses_is_named(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "that may not write to lab/thing; use a token" in rows(push_target="lab/thing")["push target"].verdict
+    assert "check hub.push_target and hub.model" in rows(model="rehearsal/none")["Hub"].verdict
     monkeypatch.delenv("HF_TOKEN")
-    assert rows()["token"].verdict.startswith("run `hf auth login` in a terminal")
-    missing = rows(model="rehearsal/none")["Hub"]
-    assert "answers 40" in missing.found
-    assert missing.verdict.startswith("check hub.model")
+    assert "run `hf auth login`" in rows()["push target"].verdict
