@@ -15,9 +15,7 @@ from ftlib.errors import FtlibError, nearest
 from ftlib.session.redaction import redact
 
 LONGEST_IDLE_S = 1800
-MOUNTED = ("${{", "/mnt/", "/home/azureuser/cloudfiles")
-Found = Iterator[tuple[str, str]]
-"""Keys, and what is expected there."""
+Found = Iterator[tuple[str, str]]  # keys, and what is expected there
 
 
 class File(NamedTuple):
@@ -118,7 +116,7 @@ def _job(file: File) -> Found:
         yield "code", "the project's folder, which has notebooks/"
     if file.get("limits.timeout") is None:
         yield "limits.timeout", "seconds, or a job that hangs is paid for without end"
-    if str(file.get("environment_variables.HF_HOME")).startswith(MOUNTED):
+    if str(file.get("environment_variables.HF_HOME")).startswith(("${{", "/mnt/", "/home/azureuser/cloudfiles")):
         yield "environment_variables.HF_HOME", "a local disk: downloads stall on a mounted one"
     if not re.fullmatch(r"[1-9]\d*[bkmg]", str(file.get("resources.shm_size"))):
         yield "resources.shm_size", "a number and one of b, k, m, g, such as 64g: several processes need more than 2g"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 # Azure sets these in a job and on a compute instance; elsewhere you may.
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 SECRET = "hf-token"
-EXPERIMENT = "ftlib"
-ENDED = ("Completed", "Failed", "Canceled")
 
 
 @contextlib.contextmanager
@@ -89,7 +87,7 @@ def submit(client: "MLClient", path: Path, changes: Mapping[str, Any]) -> str:
 
 def jobs(client: "MLClient") -> list[Any]:
     """Our jobs, the newest first, as Azure lists them."""
-    return [job for job in client.jobs.list() if job.experiment_name == EXPERIMENT]
+    return [job for job in client.jobs.list() if job.experiment_name == "ftlib"]
 
 
 def computes(client: "MLClient") -> list[Any]:
@@ -113,5 +111,5 @@ def model_changes(profile: Profile, job: str) -> dict[str, Any]:
 
 def removable(client: "MLClient") -> list[tuple[str, str]]:
     """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
-    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ENDED]
+    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ("Completed", "Failed", "Canceled")]
     return unfinished + [("compute", compute.name) for compute in computes(client)]

@@ -6,8 +6,9 @@ import shutil
 import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import pandas as pd
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,9 +20,6 @@ from ftlib.model import architecture
 from ftlib.profiles import Profile
 from ftlib.session import device, hub_client
 from ftlib.session.session import project_root
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OK = "ok"
 LOCK = "requirements.lock"
@@ -35,10 +33,8 @@ class Check(NamedTuple):
     verdict: str
 
 
-def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
+def report(profile: Profile, output_dir: Path) -> pd.DataFrame:
     """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
-    import pandas as pd
-
     installed = [Check("Python", platform.python_version(), OK), _packages(), *compute.rows()]
     needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
     return pd.DataFrame(installed + needed, columns=list(Check._fields))

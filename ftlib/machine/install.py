@@ -40,23 +40,19 @@ UV_NAMES = {
 LIKE_PIP = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"}
 PATIENCE = 30.0  # seconds for PyTorch's index: it can save gigabytes, but a firewall may never let it answer
 
-say = partial(print, flush=True)
-
 
 class CommandError(Exception):
     """A command failed; the message is its output in one line."""
 
 
 def run(*command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> str:
-    """Return everything that a command printed; a CommandError if it failed, took too long or does not exist."""
+    """Return everything that a command printed; a CommandError if it failed or took too long."""
     try:
         done = subprocess.run(
             command, env=env, timeout=timeout, capture_output=True, encoding="utf-8", errors="replace"
         )
     except subprocess.TimeoutExpired:
         raise CommandError(f"no answer in {timeout:.0f} s") from None
-    except OSError as error:
-        raise CommandError(str(error)) from None
     if done.returncode:
         said = re.split(r"(?i)\berror: ", done.stderr, maxsplit=1)[-1]
         raise CommandError(textwrap.shorten(said, 200, placeholder=" ..."))
@@ -110,7 +106,7 @@ def install_with_uv() -> None:
     no_index = ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
     uv = partial(run, *UV, *no_index, env=uv_environment(settings))
     choice, options = choose_torch(uv)
-    say(choice)
+    print(choice, flush=True)
     uv("-r", LOCK, *options)
     uv(*FTLIB)
 
@@ -118,20 +114,20 @@ def install_with_uv() -> None:
 def main() -> None:
     """Install, and say what is being done, what was chosen and what came of it."""
     began = time.monotonic()
-    say(f"Installing {LOCK} into {Path(sys.prefix).name}, once ...")
+    print(f"Installing {LOCK} into {Path(sys.prefix).name}, once ...", flush=True)
     try:
         try:
             install_with_uv()
         except CommandError as error:
             if "UV_TORCH_BACKEND" in os.environ:  # pip would not follow it
                 raise
-            say(f"uv cannot ({error}): pip installs the same, in minutes")
+            print(f"uv cannot ({error}): pip installs the same, in minutes", flush=True)
             run(*PIP, "install", "--upgrade", "pip")  # a new environment may hold an old one
             run(*PIP, "install", "-r", LOCK)
             run(*PIP, "install", *FTLIB)
     except CommandError as error:
         sys.exit(f"{LOCK} could not be installed: {error}. Fix that and run make again; `rm -r .venv` starts afresh")
-    say(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
+    print(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
 
 
 if __name__ == "__main__":

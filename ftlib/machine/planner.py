@@ -11,6 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
+
 from ftlib.azureml import skus
 from ftlib.azureml.skus import Sku
 from ftlib.errors import FtlibError
@@ -21,8 +23,6 @@ from ftlib.rehearsal.corpus import HELD_OUT_ROWS
 from ftlib.session import device
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ftlib.session.session import Session
 
 Range = tuple[float, float]
@@ -57,14 +57,14 @@ def rented(sku: Sku, profile: Profile) -> Machine:
 
 def this_machine(profile: Profile, gpus: int) -> Machine:
     """This machine with its GPUs, as far as the profile uses it; an FtlibError if it needs a GPU and there is none."""
-    use_cpu = profile.train.use_cpu
-    if not use_cpu and not gpus:
+    if profile.train.use_cpu:
+        return Machine("this machine", device.describe(use_cpu=True), 0, device.memory_bytes(use_cpu=True), None)
+    if not gpus:
         advice = "name a machine to rent, such as --sku Standard_NC96ads_A100_v4"
         raise FtlibError(f"profile {profile.name} trains on a GPU: found none here; {advice}")
-    processor = device.describe(use_cpu, gpus)
+    processor = device.describe(count=gpus)
     same = (sku for sku in skus.load().values() if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor))
-    gpus = 0 if use_cpu else gpus
-    return Machine("this machine", processor, gpus, device.memory_bytes(use_cpu), next(same, None))
+    return Machine("this machine", processor, gpus, device.memory_bytes(), next(same, None))
 
 
 class Batch(NamedTuple):
@@ -151,11 +151,11 @@ def _moments(profile: Profile, shape: Shape, layer: _Layer) -> list[dict[str, fl
         in_layer = held(layer.copies, layers * layer.input + one + layer.adapted, layer.scores)
     else:
         at_loss = in_layer = held(adapted * layer.copies, layers * one + adapted * layer.adapted, layers * layer.scores)
-    without_experts = {"activations": in_layer["activations"] - layer.experts}
+    activations = in_layer["activations"] - layer.experts
     return [
         at_loss | {"logits and loss": layer.loss},
         in_layer | {"working space": layer.experts_work},
-        in_layer | without_experts | {"working space": layer.attention_work},
+        in_layer | {"activations": activations, "working space": layer.attention_work},
     ]
 
 
@@ -274,10 +274,8 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
     return {stage: (work / RATES[rate][1], work / RATES[rate][0]) for stage, (work, rate) in at_full_speed.items()}
 
 
-def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
+def across_skus(profile: Profile, rows: int | None = None) -> pd.DataFrame:
     """The same run on every SKU in `azureml/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
-    import pandas as pd
-
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
     return pd.DataFrame(
         {
@@ -315,8 +313,7 @@ def _verdict(found: Plan) -> str:
     if found.overflow:
         return f"does not fit: it takes {needs}; no room for {found.overflow} ({gb(found.items[found.overflow])})"
     if not found.fits:
-        needs = f"{gb(found.measuring)} of {gb(found.machine.memory)}"
-        return f"does not fit: measuring takes {needs}; lower measure.batch_size"
+        return f"does not fit: measuring takes {gb(found.measuring)}; lower measure.batch_size"
     item = max(found.items, key=lambda name: found.items[name])
     recompute = "; activations are recomputed, one layer at a time" * found.profile.train.activation_checkpointing
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"
