@@ -12,8 +12,6 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("train", "comand", "echo", "comand: Unknown field."),
     ("train", "resources.instance_count", "many", "resources.instance_count: Not a valid integer."),
     ("train", "environment", GONE, "environment: Missing data for required field."),
-    ("cluster", "tier", "low", "tier: Value 'low' passed is not in set"),
-    ("environment", "image", GONE, "image"),
     ("walkthrough", "inputs", {}, "azure-ai-ml: Inputs to job does not contain 'profile' referenced in command"),
     # These it accepts.
     ("walkthrough", "$schema", GONE, "$schema: expected Azure ML's address of one of"),
@@ -32,7 +30,6 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("train", "resources.instance_count", 2, "recipe.effective_batch_size 16 is not a multiple"),
     ("train", "distribution.process_count_per_instance", 2, "4 processes, one for each GPU of Standard_NC96ads"),
     ("spot", "command", f"{COMMAND} --output-root ${{{{outputs.run}}}}", "4 processes, one for each GPU"),
-    ("spot", "resources.instance_type", "Standard_NC96ads_A100_v5", "did you mean 'Standard_NC96ads_A100_v4'?"),
     ("cluster", "size", "Standard_NC96ads_A100", "did you mean 'Standard_NC96ads_A100_v4'?"),
     ("cluster", "min_instances", 1, "paid for while nothing runs"),
     ("cluster", "idle_time_before_scale_down", 86400, "expected 1800 seconds at most"),

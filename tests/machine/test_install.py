@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,25 +122,18 @@ def test_pips_settings_are_translated_for_uv(monkeypatch: pytest.MonkeyPatch) ->
     assert install.uv_environment(install.pip_settings()).items() >= expected.items()
 
 
-@pytest.mark.parametrize(
-    ("nvidia", "answers", "choice", "options"),
-    [
-        (None, True, "2.13.0+cpu from PyTorch's own index: no NVIDIA driver", ("--torch-backend", "cpu")),
-        ("smi", True, "2.13.0+auto from PyTorch's own index: for the NVIDIA", ("--torch-backend", "auto")),
-        (None, False, "2.13.0, on Linux with gigabytes of CUDA: PyTorch's own index does not answer (silent)", ()),
-    ],
-)
-def test_pytorchs_index_gives_the_build_that_suits_the_machine(
-    monkeypatch: pytest.MonkeyPatch, nvidia: str | None, answers: bool, choice: str, options: tuple[str, ...]
-) -> None:
-    def uv(*asked: str, timeout: float | None) -> str:
-        backend = asked[-1] if "--torch-backend" in asked else ""
-        if backend and not answers:
+def test_pytorchs_index_gives_the_build_that_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uv(answers: bool, *asked: str, timeout: float | None) -> str:
+        if "--torch-backend" in asked and not answers:
             raise install.CommandError("silent")
-        return f"Would install 1 package\n + torch==2.13.0{'+' * bool(backend)}{backend}\n"
+        build = f"+{asked[-1]}" if "--torch-backend" in asked else ""
+        return f"Would install 1 package\n + torch==2.13.0{build}\n"
 
     monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda name: nvidia)
-    line, chosen = install.choose_torch(uv)
-    assert line.startswith(f"torch {choice}")
-    assert chosen == options
+    for nvidia, answers, choice, options in (
+        (None, True, "2.13.0+cpu from PyTorch's own index: no NVIDIA driver", ("--torch-backend", "cpu")),
+        ("smi", True, "2.13.0+auto from PyTorch's own index: for the NVIDIA driver", ("--torch-backend", "auto")),
+        (None, False, "2.13.0, on Linux with gigabytes of CUDA: PyTorch's own index does not answer (silent)", ()),
+    ):
+        monkeypatch.setattr(shutil, "which", lambda name, found=nvidia: found)
+        assert install.choose_torch(partial(uv, answers)) == (f"torch {choice}", options)
