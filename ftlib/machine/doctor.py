@@ -35,9 +35,9 @@ class Check(NamedTuple):
 
 def report(profile: Profile, output_dir: Path) -> pd.DataFrame:
     """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
-    installed = [Check("Python", platform.python_version(), OK), _packages(), *compute.rows()]
+    first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
     needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
-    return pd.DataFrame(installed + needed, columns=list(Check._fields))
+    return pd.DataFrame(first + needed, columns=list(Check._fields))
 
 
 def check_disk(profile: Profile, output_dir: Path) -> None:
@@ -61,7 +61,7 @@ def _packages() -> Check:
         return Check("packages", f"no {LOCK} here", "run from the project's folder to compare versions")
     lines = [line.partition("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
     pins = [pin for pin in map(Requirement, filter(None, lines)) if pin.marker is None or pin.marker.evaluate()]
-    found = {canonicalize_name(package.name): package.version for package in distributions()}
+    found: dict[str, str] = {canonicalize_name(package.name): package.version for package in distributions()}
     differing = [
         f"{pin.name} {found.get(pin.name, 'missing')}"
         for pin in pins

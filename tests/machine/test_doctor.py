@@ -67,6 +67,7 @@ def test_large_profile_asks_for_memory_as_planned(monkeypatch: pytest.MonkeyPatc
     gpu_machine(monkeypatch, 0)
     found = rows(LARGE)
     assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
+    assert found["memory"].found == "no GPU"
     assert found["memory"].verdict.startswith(f"training is planned to take {planner.gb(planned)}")
     gpu_machine(monkeypatch, 1)
     for memory, verdict in ((planned - 1, "training is planned to take "), (planned, "ok")):

@@ -72,7 +72,8 @@ def installed() -> set[str]:
 def test_uv_follows_pips_settings(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own links decide which torch is installed, and no index is asked; a second run leaves torch alone."""
     write_torch(project / "links", "2.13.0+cpu")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(project / "links"))
+    write_torch(project / "newer", "2.14.0+cpu")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{project / 'links'} {project / 'newer'}")
     monkeypatch.setenv("PIP_INDEX_URL", NOBODY)
     monkeypatch.setenv("PIP_NO_INDEX", "yes")
     done = run_install()
