@@ -9,33 +9,24 @@ from ftlib.session import device
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")
 MOUNTS = Path("/proc/mounts")
-MOUNTED = ("fuse", "cifs", "nfs")
 Row = tuple[str, str, str]
-
-
-def where() -> str:
-    """On which of Azure ML's machines this runs: "job", "compute instance", or "" for neither."""
-    if "AZUREML_RUN_ID" in os.environ:
-        return "job"
-    return "compute instance" if "CI_NAME" in os.environ or FILE_SHARE.is_dir() else ""
 
 
 def rows() -> list[Row]:
     """Check, found and verdict, which is "ok" or how to fix it; nothing on a machine that is not Azure ML's."""
-    return [_environment(), _free(), _cache()] if where() else []
+    azures = "AZUREML_RUN_ID" in os.environ or "CI_NAME" in os.environ or FILE_SHARE.is_dir()
+    return [_environment(), _free(), _cache()] if azures else []
 
 
 def _environment() -> Row:
     """A compute instance's own kernels, called azureml_py…, lack our packages and come first in the menu."""
     name = Path(sys.prefix).name
     verdict = "choose the kernel 'Python (ftlib)'; `ftlib-setup` in a terminal makes it"
-    return "Azure environment", f"{name}, on a {where()}", verdict if name.startswith("azureml_py") else OK
+    return "Azure environment", name, verdict if name.startswith("azureml_py") else OK
 
 
 def _free() -> Row:
     gpus = device.installed_gpus()
-    if not gpus:
-        return "GPUs", "none", "use a GPU size; if Azure refuses it, ask for quota in the studio: it starts at 0"
     share = min((gpu.free / gpu.memory for gpu in gpus if gpu.memory), default=1.0)
     busy = "another kernel or process holds memory: find it with `nvidia-smi` and shut it down"
     return "GPUs", f"{len(gpus)}, {share:.0%} of memory free", OK if share > 0.95 else busy
@@ -49,4 +40,4 @@ def _cache() -> Row:
     above = [(place, kind) for place, kind in mounts if Path(constants.HF_HUB_CACHE).is_relative_to(place)]
     _, kind = max(above, key=lambda mount: len(mount[0]))  # the deepest mount holds the folder
     verdict = "set HF_HOME=/tmp/huggingface before the kernel starts: downloads stall on a mounted volume"
-    return "cache of downloads", kind, verdict if kind.startswith(MOUNTED) else OK
+    return "cache of downloads", kind, verdict if kind.startswith(("fuse", "cifs", "nfs")) else OK

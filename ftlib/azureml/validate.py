@@ -15,9 +15,7 @@ from ftlib.errors import FtlibError, nearest
 from ftlib.session.redaction import redact
 
 LONGEST_IDLE_S = 1800
-MOUNTED = ("${{", "/mnt/", "/home/azureuser/cloudfiles")
-Found = Iterator[tuple[str, str]]
-"""Keys, and what is expected there."""
+Found = Iterator[tuple[str, str]]  # keys, and what is expected there
 
 
 class File(NamedTuple):
@@ -58,10 +56,7 @@ def _by_azure(path: Path, changes: Mapping[str, Any] | None) -> dict[str, str]:
     except FtlibError:
         raise
     except Exception as error:
-        found: dict[str, str] = {}
-        for key, message in _flat(_messages(error)):
-            found[key] = f"{found[key]}; {message}" if key in found else " ".join(message.split())
-        return found
+        return {key: " ".join(message.split()) for key, message in _flat(_messages(error))}
 
 
 def _messages(error: Exception) -> Any:
@@ -75,7 +70,7 @@ def _messages(error: Exception) -> Any:
 
 
 def _flat(values: Any, key: str = "") -> Found:
-    """Nested values with their dotted keys; where a value may be of several kinds, a message for each kind."""
+    """Nested values with their dotted keys."""
     if isinstance(values, dict):
         for part, below in values.items():
             same = part in ("_schema", "value") or isinstance(part, int)
@@ -113,11 +108,7 @@ def _size(file: File, key: str) -> Found:
 def _job(file: File) -> Found:
     yield from _job_machine(file)
     yield from _job_profile(file)
-    command, outputs = str(file.get("command")), file.get("outputs", {})
-    for name in re.findall(r"\$\{\{outputs\.(\w+)", command):
-        if name not in outputs:
-            yield "command", f"only declared outputs; outputs.{name} is not declared"
-    if "${{outputs.run}}" not in command:
+    if "${{outputs.run}}" not in str(file.get("command")):
         yield "command", "${{outputs.run}} as --output-root, or nothing of the run is kept"
     if file.get("outputs.run.mode") != "rw_mount":
         yield "outputs.run.mode", "rw_mount, or checkpoints are lost with the machine"
@@ -125,7 +116,7 @@ def _job(file: File) -> Found:
         yield "code", "the project's folder, which has notebooks/"
     if file.get("limits.timeout") is None:
         yield "limits.timeout", "seconds, or a job that hangs is paid for without end"
-    if str(file.get("environment_variables.HF_HOME")).startswith(MOUNTED):
+    if str(file.get("environment_variables.HF_HOME")).startswith(("${{", "/mnt/", "/home/azureuser/cloudfiles")):
         yield "environment_variables.HF_HOME", "a local disk: downloads stall on a mounted one"
     if not re.fullmatch(r"[1-9]\d*[bkmg]", str(file.get("resources.shm_size"))):
         yield "resources.shm_size", "a number and one of b, k, m, g, such as 64g: several processes need more than 2g"
@@ -137,8 +128,6 @@ def _job_machine(file: File) -> Found:
         yield from _size(file, "resources.instance_type")
     elif compute not in clusters:
         yield "compute", f"a cluster of a file beside this one; {nearest(str(compute), list(clusters))}"
-    elif file.get("queue_settings.job_tier"):
-        yield "queue_settings.job_tier", "none beside compute, where it has no effect: use a low-priority cluster"
     size = clusters[compute].get("size") if compute in clusters else file.get("resources.instance_type")
     machine = skus.load().get(size)
     if machine and processes != machine.gpus:

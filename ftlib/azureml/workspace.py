@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 # Azure sets these in a job and on a compute instance; elsewhere you may.
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 SECRET = "hf-token"
-EXPERIMENT = "ftlib"
-OUTPUT = "run"
-ENDED = ("Completed", "Failed", "Canceled")
 
 
 @contextlib.contextmanager
@@ -67,15 +64,12 @@ def hub_token() -> str:
         client = connect(credential)
         vault = str(client.workspaces.get(client.workspace_name).key_vault).rpartition("/")[2]
         try:
-            secret: str | None = SecretClient(f"https://{vault}.vault.azure.net", credential).get_secret(SECRET).value
+            return str(SecretClient(f"https://{vault}.vault.azure.net", credential).get_secret(SECRET).value)
         except ResourceNotFoundError:
-            secret = None
-        if not secret:
             raise FtlibError(
                 f"Key Vault {vault} has no secret {SECRET}; log in with `hf auth login`, then run "
                 f"`az keyvault secret set --vault-name {vault} --name {SECRET} --file ~/.cache/huggingface/token`"
-            )
-        return secret
+            ) from None
 
 
 def submit(client: "MLClient", path: Path, changes: Mapping[str, Any]) -> str:
@@ -93,7 +87,7 @@ def submit(client: "MLClient", path: Path, changes: Mapping[str, Any]) -> str:
 
 def jobs(client: "MLClient") -> list[Any]:
     """Our jobs, the newest first, as Azure lists them."""
-    return [job for job in client.jobs.list() if job.experiment_name == EXPERIMENT]
+    return [job for job in client.jobs.list() if job.experiment_name == "ftlib"]
 
 
 def computes(client: "MLClient") -> list[Any]:
@@ -110,12 +104,12 @@ def model_changes(profile: Profile, job: str) -> dict[str, Any]:
     data = {"dataset": profile.data.shown, "dataset_revision": profile.data.revision or "local"}
     return {
         "name": profile.hub.push_target.rpartition("/")[2],
-        "path": f"azureml://jobs/{job}/outputs/{OUTPUT}/paths/{profile.name}/adapter",
+        "path": f"azureml://jobs/{job}/outputs/run/paths/{profile.name}/adapter",
         "properties": base | data | lora | {"job": job},
     }
 
 
 def removable(client: "MLClient") -> list[tuple[str, str]]:
     """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
-    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ENDED]
+    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ("Completed", "Failed", "Canceled")]
     return unfinished + [("compute", compute.name) for compute in computes(client)]

@@ -1,15 +1,16 @@
 """Is this machine ready? One row for each thing that would go wrong later, with how to fix it."""
 
 import os
+import platform
 import shutil
-import sys
 import sysconfig
-from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import pandas as pd
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from ftlib.azureml import compute
 from ftlib.errors import FtlibError
@@ -19,9 +20,6 @@ from ftlib.model import architecture
 from ftlib.profiles import Profile
 from ftlib.session import device, hub_client
 from ftlib.session.session import project_root
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OK = "ok"
 LOCK = "requirements.lock"
@@ -35,12 +33,10 @@ class Check(NamedTuple):
     verdict: str
 
 
-def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
+def report(profile: Profile, output_dir: Path) -> pd.DataFrame:
     """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
-    import pandas as pd
-
-    first = [_python(), _packages(), *(Check(*row) for row in compute.rows())]
-    needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), _hub(profile), *_token(profile)]
+    first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
+    needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
     return pd.DataFrame(first + needed, columns=list(Check._fields))
 
 
@@ -58,11 +54,6 @@ def check_compute(profile: Profile) -> None:
             raise FtlibError(f"profile {profile.name} computes on a GPU: found {check.found}; {check.verdict}")
 
 
-def _python() -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", found, OK if sys.version_info >= (3, 11) else "install Python 3.11 or later")
-
-
 def _packages() -> Check:
     """Compare what is installed with the lock; `==` ignores a build tag such as torch's "+cpu"."""
     lock = project_root() / LOCK
@@ -70,20 +61,16 @@ def _packages() -> Check:
         return Check("packages", f"no {LOCK} here", "run from the project's folder to compare versions")
     lines = [line.partition("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
     pins = [pin for pin in map(Requirement, filter(None, lines)) if pin.marker is None or pin.marker.evaluate()]
-    differing = [difference for pin in pins if (difference := _difference(pin))]
+    found: dict[str, str] = {canonicalize_name(package.name): package.version for package in distributions()}
+    differing = [
+        f"{pin.name} {found.get(pin.name, 'missing')}"
+        for pin in pins
+        if not pin.specifier.contains(found.get(pin.name, ""))
+    ]
     if differing:
         named = ", ".join(differing[:5]) + (", …" if differing[5:] else "")
         return Check("packages", f"{len(differing)} of {len(pins)} differ: {named}", f"run `pip install -r {LOCK}`")
     return Check("packages", f"{len(pins)} as in {LOCK}", OK)
-
-
-def _difference(pin: Requirement) -> str:
-    """What is installed instead of a pinned release; "" if nothing is."""
-    try:
-        found = version(pin.name)
-    except PackageNotFoundError:
-        return f"{pin.name} missing"
-    return "" if found in pin.specifier else f"{pin.name} {found}"
 
 
 def _compute(profile: Profile) -> list[Check]:
@@ -109,11 +96,9 @@ def _compiler() -> Check:
 def _memory(profile: Profile) -> Check:
     on_gpu, shape = not profile.train.use_cpu, architecture.shape_of(profile.hub)
     needed = sum(planner.memory(profile, shape, planner.Batch.of(profile), on_gpu).values())
-    if on_gpu and not device.gpus():
-        return Check("memory", "no GPU", f"training is planned to take {gb(needed)} of a GPU's memory")
-    memory = device.memory_bytes(not on_gpu)
+    memory = device.memory_bytes(not on_gpu) if device.gpus() or not on_gpu else 0
     advice = f"training is planned to take {gb(needed)}; lower train.per_device_train_batch_size or train.max_length"
-    return Check("memory", gb(memory), OK if memory >= needed else advice)
+    return Check("memory", gb(memory) if memory else "no GPU", OK if memory >= needed else advice)
 
 
 def _disk(profile: Profile, output_dir: Path) -> list[Check]:
@@ -130,9 +115,11 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
     checks = []
     for what, (folder, _, otherwise) in uses.items():
         beside = {use: size for use, (other, size, _) in uses.items() if _volume(other) == _volume(folder)}
-        free, room = shutil.disk_usage(folder).free, sum(beside.values())
+        usage, room = shutil.disk_usage(folder), sum(beside.values())
         verdict = f"make room for {gb(room)} of {' and '.join(beside)}, or {otherwise}"
-        checks.append(Check(f"disk for {what}", f"{free / 1e9:.1f} GB free", OK if free >= room else verdict))
+        # A volume that is mounted over the network may not know its size and say 0.
+        found = f"{usage.free / 1e9:.1f} GB free" if usage.total else "not known"
+        checks.append(Check(f"disk for {what}", found, verdict if usage.total and usage.free < room else OK))
     return checks
 
 
@@ -154,41 +141,19 @@ def _to_download(profile: Profile) -> float:
     return max(0, architecture.bytes_on_disk(architecture.shape_of(profile.hub)) - cached)
 
 
-def _hub(profile: Profile) -> Check:
-    """Can the Hub be reached, and does it have the model?"""
+def _hub(profile: Profile) -> list[Check]:
+    """Does the Hub have the model, and may the adapter be pushed there?"""
     from huggingface_hub import HfApi
 
     hub = profile.hub
     where = "a rehearsal Hub on this machine" if hub.endpoint == "rehearsal" else hub.endpoint
     try:
         HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_client.TIMEOUT_S)
+        model = Check("Hub", where, OK)
     except Exception as error:  # whatever the network does, it is a row and not a traceback
-        if status := _status(error):
-            advice = "check hub.model and hub.model_revision, and that your token may read it"
-            return Check("Hub", f"{where} answers {status} for {hub.model}", advice)
-        advice = "check the network and the proxy, or rehearse with profile tiny"
-        return Check("Hub", f"{where} cannot be reached ({type(error).__name__})", advice)
-    return Check("Hub", where, OK)
-
-
-def _status(error: Exception) -> int | None:
-    """The status of the Hub's answer; None if it did not answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _token(profile: Profile) -> list[Check]:
-    """Whose is the token, and may it write to the push target?"""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if not token:
-        return [Check("token", "none", f"{hub_client.LOG_IN}, before notebook 4")]
+        said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
+        model = Check("Hub", f"{where} for {hub.model}", said)
     try:
-        account = hub_client.whoami(token)
-    except Exception as error:  # without an answer, the row about the Hub says why
-        if status := _status(error):
-            return [Check("token", f"found, but the Hub answers {status}", "run `hf auth login` with a new one")]
-        return [Check("token", "found", "check it again once the Hub can be reached")]
-    target = hub_client.target(profile.hub, account)
-    verdict = OK if hub_client.may_write(account, target) else hub_client.ADVICE[HTTPStatus.FORBIDDEN]
-    return [Check("token", f"of account {account['name']}", OK), Check("push target", target, verdict)]
+        return [model, Check("push target", hub_client.check_access(hub), OK)]
+    except FtlibError as error:
+        return [model, Check("push target", hub.push_target, str(error))]

@@ -8,6 +8,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,14 +38,7 @@ UV_NAMES = {
 # Like pip, look for a pinned release in every index, not only in the first that has the package, and trust the
 # system's certificates.
 LIKE_PIP = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"}
-# Importing what the notebooks import compiles it for every later run; compiling everything takes five times as long.
-IMPORTED = (
-    "trl.trainer.sft_trainer",
-    "datasets, matplotlib.pyplot, papermill, nbconvert, trackio, ipykernel.kernelapp",
-)
 PATIENCE = 30.0  # seconds for PyTorch's index: it can save gigabytes, but a firewall may never let it answer
-
-say = partial(print, flush=True)
 
 
 class CommandError(Exception):
@@ -52,25 +46,17 @@ class CommandError(Exception):
 
 
 def run(*command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> str:
-    """Return everything that a command printed; a CommandError if it failed, took too long or does not exist."""
+    """Return everything that a command printed; a CommandError if it failed or took too long."""
     try:
         done = subprocess.run(
             command, env=env, timeout=timeout, capture_output=True, encoding="utf-8", errors="replace"
         )
     except subprocess.TimeoutExpired:
         raise CommandError(f"no answer in {timeout:.0f} s") from None
-    except OSError as error:
-        raise CommandError(str(error)) from None
     if done.returncode:
         said = re.split(r"(?i)\berror: ", done.stderr, maxsplit=1)[-1]
         raise CommandError(textwrap.shorten(said, 200, placeholder=" ..."))
     return done.stdout + done.stderr
-
-
-def pin(name: str) -> str:
-    """A package's line in the lock, such as `uv==0.13.9`."""
-    lines = Path(LOCK).read_text(encoding="utf-8").splitlines()
-    return next(line.split()[0] for line in lines if line.startswith(f"{name}=="))
 
 
 def pip_settings() -> dict[str, str]:
@@ -83,27 +69,16 @@ def pip_settings() -> dict[str, str]:
 
 def uv_environment(settings: dict[str, str]) -> dict[str, str]:
     """The environment in which uv follows pip's settings; your own settings for uv win."""
-    translated = {}
-    for name, value in settings.items():
-        variable, separator = UV_NAMES.get(name, ("", ""))
-        translated[variable] = separator.join(value.split()) if separator else value
-    translated.pop("", None)
+    known = {UV_NAMES[name]: value for name, value in settings.items() if name in UV_NAMES}
+    translated = {name: between.join(value.split()) if between else value for (name, between), value in known.items()}
     return LIKE_PIP | translated | dict(os.environ)
-
-
-def nvidia_driver() -> str:
-    """The version of the NVIDIA driver; empty if there is none."""
-    try:
-        return next(iter(run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()), "")
-    except CommandError:
-        return ""
 
 
 def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
     """Choose torch's build before anything is downloaded: the choice with its reason, and options for uv."""
 
     def planned(*options: str, timeout: float | None = None) -> str:
-        said = uv("--dry-run", "--no-deps", pin("torch"), *options, timeout=timeout)
+        said = uv("--dry-run", "--no-deps", "-c", LOCK, "torch", *options, timeout=timeout)
         return "".join(re.findall(r"^ \+ (torch==\S+)", said, re.MULTILINE)).replace("==", " ")
 
     torch = planned()
@@ -113,51 +88,46 @@ def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
         return f"{torch}: UV_TORCH_BACKEND is {backend}", ()
     if "+" in torch:
         return f"{torch}: your own links or indexes have this build", ()
-    driver = nvidia_driver()
-    # Without a driver, `auto` would take an Intel laptop's graphics for a GPU and download gigabytes.
-    options = ("--torch-backend", "auto" if driver else "cpu")
+    # Without NVIDIA's driver, `auto` would take an Intel laptop's graphics for a GPU and download gigabytes.
+    nvidia = shutil.which("nvidia-smi")
+    options = ("--torch-backend", "auto" if nvidia else "cpu")
     try:
         built = planned(*options, timeout=PATIENCE)
     except CommandError as error:
         return f"{torch}, on Linux with gigabytes of CUDA: PyTorch's own index does not answer ({error})", ()
-    why = f"for NVIDIA driver {driver}" if driver else "no NVIDIA driver"
-    return f"{built} from PyTorch's own index: {why}", options
+    return f"{built} from PyTorch's own index: {'for the' if nvidia else 'no'} NVIDIA driver", options
 
 
 def install_with_uv() -> None:
     """Install the lock and ftlib with uv, which pip installs first."""
     settings = pip_settings()
-    run(*PIP, "install", pin("uv"))
+    run(*PIP, "install", "-c", LOCK, "uv")
     # uv has an option for this, and no variable.
     no_index = ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
     uv = partial(run, *UV, *no_index, env=uv_environment(settings))
     choice, options = choose_torch(uv)
-    say(choice)
+    print(choice, flush=True)
     uv("-r", LOCK, *options)
-    python = partial(subprocess.Popen, stderr=subprocess.DEVNULL)
-    compiling = [python([sys.executable, "-c", f"import {modules}"]) for modules in IMPORTED]
     uv(*FTLIB)
-    for process in compiling:
-        process.wait()
 
 
 def main() -> None:
     """Install, and say what is being done, what was chosen and what came of it."""
     began = time.monotonic()
-    say(f"Installing {LOCK} into {Path(sys.prefix).name}, once ...")
+    print(f"Installing {LOCK} into {Path(sys.prefix).name}, once ...", flush=True)
     try:
         try:
             install_with_uv()
         except CommandError as error:
             if "UV_TORCH_BACKEND" in os.environ:  # pip would not follow it
                 raise
-            say(f"uv cannot ({error}): pip installs the same, in minutes")
+            print(f"uv cannot ({error}): pip installs the same, in minutes", flush=True)
             run(*PIP, "install", "--upgrade", "pip")  # a new environment may hold an old one
             run(*PIP, "install", "-r", LOCK)
             run(*PIP, "install", *FTLIB)
     except CommandError as error:
         sys.exit(f"{LOCK} could not be installed: {error}. Fix that and run make again; `rm -r .venv` starts afresh")
-    say(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
+    print(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
 
 
 if __name__ == "__main__":

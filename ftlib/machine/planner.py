@@ -11,6 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
+
 from ftlib.azureml import skus
 from ftlib.azureml.skus import Sku
 from ftlib.errors import FtlibError
@@ -21,8 +23,6 @@ from ftlib.rehearsal.corpus import HELD_OUT_ROWS
 from ftlib.session import device
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ftlib.session.session import Session
 
 Range = tuple[float, float]
@@ -57,16 +57,14 @@ def rented(sku: Sku, profile: Profile) -> Machine:
 
 def this_machine(profile: Profile, gpus: int) -> Machine:
     """This machine with its GPUs, as far as the profile uses it; an FtlibError if it needs a GPU and there is none."""
-    use_cpu = profile.train.use_cpu
-    if not use_cpu and not gpus:
-        raise FtlibError(
-            f"profile {profile.name} trains on a GPU: found none here; name a machine to rent, such as --sku "
-            "Standard_NC96ads_A100_v4"
-        )
-    processor = device.describe(use_cpu, gpus)
+    if profile.train.use_cpu:
+        return Machine("this machine", device.describe(use_cpu=True), 0, device.memory_bytes(use_cpu=True), None)
+    if not gpus:
+        advice = "name a machine to rent, such as --sku Standard_NC96ads_A100_v4"
+        raise FtlibError(f"profile {profile.name} trains on a GPU: found none here; {advice}")
+    processor = device.describe(count=gpus)
     same = (sku for sku in skus.load().values() if re.search(rf"\b{sku.gpu.removesuffix(' SXM')}\b", processor))
-    gpus = 0 if use_cpu else gpus
-    return Machine("this machine", processor, gpus, device.memory_bytes(use_cpu), next(same, None))
+    return Machine("this machine", processor, gpus, device.memory_bytes(), next(same, None))
 
 
 class Batch(NamedTuple):
@@ -122,14 +120,7 @@ class _Layer:
 
 
 def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) -> dict[str, float]:
-    """The most memory that one process takes during an update, item by item, in bytes.
-
-    Args:
-        profile: the recipe; its micro-batch and length are replaced by `batch`.
-        shape: the model's.
-        batch: the micro-batch, with every row at its maximum length.
-        on_gpu: whether a GPU computes; on a CPU the loss holds more.
-    """
+    """The most memory that one process takes during an update, item by item, in bytes; on a CPU the loss holds more."""
     trainable = BYTES[profile.recipe.adapter_dtype] * architecture.adapter_parameters(shape, profile)
     layer, process = _Layer(profile, shape, batch, on_gpu), list(PROCESS)[on_gpu]
     items = {
@@ -160,11 +151,11 @@ def _moments(profile: Profile, shape: Shape, layer: _Layer) -> list[dict[str, fl
         in_layer = held(layer.copies, layers * layer.input + one + layer.adapted, layer.scores)
     else:
         at_loss = in_layer = held(adapted * layer.copies, layers * one + adapted * layer.adapted, layers * layer.scores)
-    without_experts = {"activations": in_layer["activations"] - layer.experts}
+    activations = in_layer["activations"] - layer.experts
     return [
         at_loss | {"logits and loss": layer.loss},
         in_layer | {"working space": layer.experts_work},
-        in_layer | without_experts | {"working space": layer.attention_work},
+        in_layer | {"activations": activations, "working space": layer.attention_work},
     ]
 
 
@@ -186,14 +177,12 @@ class Plan:
 
     profile: Profile
     machine: Machine
-    shape: Shape
     nproc: int  # processes that train together, one per GPU
     items: dict[str, float]  # peak memory of one GPU (of the machine on a CPU) in training
     measuring: float  # memory while a batch of questions is answered
     rows: int  # of an epoch
     steps: int  # updates
     tokens: int  # of all epochs with padding; an upper limit where padding is avoided
-    flops: int  # operations on these tokens, without recompute
     seconds: dict[str, Range]  # from and to for downloading, loading, measuring, training; empty if speed is unknown
 
     @property
@@ -213,10 +202,9 @@ class Plan:
         return not self.overflow and self.measuring <= self.machine.memory
 
     @property
-    def total(self) -> Range | None:
-        """Seconds of the whole run, from and to; None if unknown."""
-        ends = [sum(ends) for ends in zip(*self.seconds.values(), strict=True)]
-        return (ends[0], ends[1]) if ends else None
+    def total(self) -> Range:
+        """Seconds of the whole run, from and to; 0 if unknown."""
+        return sum(low for low, _ in self.seconds.values()), sum(high for _, high in self.seconds.values())
 
 
 def processes(profile: Profile, gpus: int) -> int:
@@ -226,13 +214,7 @@ def processes(profile: Profile, gpus: int) -> int:
 
 
 def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int | None = None) -> Plan:
-    """Plan a run.
-
-    Args:
-        profile: the recipe.
-        machine: where it would run.
-        nproc: processes that train together, one per GPU; None for as many as `ftlib run` starts.
-        rows: to train on; None for the known size of the profile's data set.
+    """Plan a run with `nproc` processes (default: as many as `ftlib run` starts) on `rows` (default: the data set's).
 
     Raises:
         FtlibError: there are more processes than GPUs, or the size of the model or data set is unknown.
@@ -240,22 +222,21 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
     nproc, most = processes(profile, machine.gpus) if nproc is None else nproc, max(1, machine.gpus)
     if not 1 <= nproc <= most:
         raise FtlibError(f"--nproc {nproc}: {machine.name} has {machine.gpus} GPUs; expected 1 to {most} processes")
-    shape, train = architecture.shape_of(profile.hub), profile.train
+    shape, train, on_gpu = architecture.shape_of(profile.hub), profile.train, machine.gpus > 0
     rows, padded = _rows(profile, rows)
     micro_batches = math.ceil(rows / (train.per_device_train_batch_size * nproc))
-    flops = architecture.useful_flops(shape, tokens := padded * train.num_train_epochs)
+    tokens = padded * train.num_train_epochs
+    flops = architecture.useful_flops(shape, tokens) / nproc
     return Plan(
         profile=profile,
         machine=machine,
-        shape=shape,
         nproc=nproc,
-        items=memory(profile, shape, Batch.of(profile), machine.gpus > 0),
-        measuring=_measuring_memory(profile, shape, machine.gpus > 0),
+        items=memory(profile, shape, Batch.of(profile), on_gpu),
+        measuring=_measuring_memory(profile, shape, on_gpu),
         rows=rows,
         steps=train.num_train_epochs * math.ceil(micro_batches / profile.accumulation_steps(nproc)),
         tokens=tokens,
-        flops=flops,
-        seconds=_seconds(profile, machine.speed, shape, rows, flops / nproc) if machine.speed else {},
+        seconds=_seconds(profile, machine.speed, shape, rows, flops) if machine.speed else {},
     )
 
 
@@ -293,15 +274,8 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
     return {stage: (work / RATES[rate][1], work / RATES[rate][0]) for stage, (work, rate) in at_full_speed.items()}
 
 
-def cost(found: Plan, price: float) -> Range | None:
-    """What the whole run costs, from and to, at your price for an hour of the machine; None if its time is unknown."""
-    return (found.total[0] / 3600 * price, found.total[1] / 3600 * price) if found.total else None
-
-
-def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
+def across_skus(profile: Profile, rows: int | None = None) -> pd.DataFrame:
     """The same run on every SKU in `azureml/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
-    import pandas as pd
-
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
     return pd.DataFrame(
         {
@@ -309,7 +283,7 @@ def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
             "processor": f"{found.nproc} of " * (found.nproc < found.machine.gpus) + found.machine.processor,
             "memory": f"{found.peak / 1e9:.1f} of {found.machine.memory / 1e9:.0f}",
             "fits": "yes" if found.fits else "no",
-            "minutes": minutes(found.total) if found.fits and found.total else "",
+            "minutes": minutes(found.total) if found.fits and found.seconds else "",
         }
         for found in plans
     )
@@ -319,31 +293,27 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     """A plan in a few sentences: whether it fits and why, what it takes, and its cost at a price per hour."""
     if not found.fits:
         return [_verdict(found)]
-    less = found.profile.recipe.padding_free or found.profile.train.train_sampling_strategy == "group_by_length"
-    flos = architecture.trainer_flos(found.shape, found.profile, found.tokens)
     lines = [
         _verdict(found),
         f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
-        f"{found.steps} updates on {found.rows:,} rows, {'at most ' * less}{found.tokens:,} tokens with padding",
-        f"{found.flops:.2e} floating-point operations; the Trainer, which counts every expert, will print {flos:.4e}",
+        f"{found.steps} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
     ]
-    if not found.total:
+    if not found.seconds:
         return [*lines, f"time unknown: azureml/skus.toml does not say how fast {found.machine.processor} computes"]
     stages = ", ".join(f"{stage} {minutes(seconds)}" for stage, seconds in found.seconds.items())
     lines.append(f"estimated minutes: {stages}; in all {minutes(found.total)}, without installation")
-    if price is not None and (costs := cost(found, price)):
-        lines.append(f"the whole run costs {costs[0]:.2f} to {costs[1]:.2f} at {price:g} an hour")
+    if price is not None:
+        low, high = (seconds / 3600 * price for seconds in found.total)
+        lines.append(f"the whole run costs {low:.2f} to {high:.2f} at {price:g} an hour")
     return lines
 
 
 def _verdict(found: Plan) -> str:
-    owner = "a GPU" if found.machine.gpus else "the machine"
-    needs = f"{gb(found.peak)} of {gb(found.machine.memory)} that {owner} has"
+    needs = f"{gb(found.peak)} of {gb(found.machine.memory)}"
     if found.overflow:
         return f"does not fit: it takes {needs}; no room for {found.overflow} ({gb(found.items[found.overflow])})"
     if not found.fits:
-        needs = f"{gb(found.measuring)} of {gb(found.machine.memory)}"
-        return f"does not fit: measuring takes {needs}; lower measure.batch_size"
+        return f"does not fit: measuring takes {gb(found.measuring)}; lower measure.batch_size"
     item = max(found.items, key=lambda name: found.items[name])
     recompute = "; activations are recomputed, one layer at a time" * found.profile.train.activation_checkpointing
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"

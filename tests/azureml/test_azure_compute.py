@@ -28,46 +28,27 @@ def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     return monkeypatch
 
 
-def found() -> dict[str, tuple[str, str]]:
-    return {check: (said, verdict) for check, said, verdict in compute.rows()}
-
-
-def test_machine_as_it_should_be_is_ok(azure: pytest.MonkeyPatch) -> None:
-    assert found() == {
-        "Azure environment": ("azureml_0a1b, on a job", "ok"),
-        "GPUs": ("4, 99% of memory free", "ok"),
-        "cache of downloads": ("ext4", "ok"),
-    }
-
-
-def test_other_machines_get_no_rows(azure: pytest.MonkeyPatch) -> None:
+def test_only_azures_machines_get_rows(azure: pytest.MonkeyPatch) -> None:
+    assert compute.rows() == [
+        ("Azure environment", "azureml_0a1b", "ok"),
+        ("GPUs", "4, 99% of memory free", "ok"),
+        ("cache of downloads", "ext4", "ok"),
+    ]
     azure.delenv("AZUREML_RUN_ID")
     assert compute.rows() == []
 
 
-def test_compute_instance_is_known_without_the_shells_variables(azure: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named_on_an_instance_known_by_its_file_share(
+    azure: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     azure.delenv("AZUREML_RUN_ID")
     azure.setattr(compute, "FILE_SHARE", tmp_path)
     azure.setattr(sys, "prefix", "/anaconda/envs/azureml_py310_sdkv2")
-    said, verdict = found()["Azure environment"]
-    assert said == "azureml_py310_sdkv2, on a compute instance"
-    assert verdict.startswith("choose the kernel 'Python (ftlib)'")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "said", "advice"),
-    [([FREE, BUSY], "2, 49% of memory free", "another kernel"), ([], "none", "use a GPU size")],
-)
-def test_busy_or_missing_gpus_are_named(
-    azure: pytest.MonkeyPatch, gpus: list[InstalledGpu], said: str, advice: str
-) -> None:
-    azure.setattr(device, "installed_gpus", lambda: gpus)
-    assert found()["GPUs"][0] == said
-    assert found()["GPUs"][1].startswith(advice)
-
-
-@pytest.mark.parametrize(("folder", "kind"), [("/mnt/run/huggingface", "fuse"), ("/mnt/share/hf/hub", "cifs")])
-def test_cache_on_a_mounted_volume_is_named(azure: pytest.MonkeyPatch, folder: str, kind: str) -> None:
-    azure.setattr(constants, "HF_HUB_CACHE", folder)
-    said, verdict = found()["cache of downloads"]
-    assert (said, verdict.split(" before")[0]) == (kind, "set HF_HOME=/tmp/huggingface")
+    azure.setattr(device, "installed_gpus", lambda: [FREE, BUSY])
+    azure.setattr(constants, "HF_HUB_CACHE", "/mnt/share/hf/hub")
+    environment, gpus, cache = compute.rows()
+    assert environment[2].startswith("choose the kernel 'Python (ftlib)'")
+    assert gpus[1:] == ("2, 49% of memory free", gpus[2])
+    assert gpus[2].startswith("another kernel")
+    assert cache[1:] == ("cifs", cache[2])
+    assert cache[2].startswith("set HF_HOME=/tmp/huggingface before")

@@ -15,25 +15,15 @@ GOOD = [{"messages": [{"role": "user", "content": f"What is {n} plus 3?"}, ANSWE
 
 @dataclass(frozen=True)
 class Case:
-    """One mistake.
+    """One mistake."""
 
-    Attributes:
-        name: what is wrong.
-        message: parts of the line that a person sees, in order.
-        command: what they typed after `ftlib`.
-        profile: their mine.toml, below `extends = "tiny"`.
-        files: files beside it.
-        given: what papermill was given, as Python.
-        circumstance: how the world around it is, by the name of a method of the test's `World`, and its argument.
-    """
-
-    name: str
-    message: tuple[str, ...]
-    command: tuple[str, ...] = EXPLORE
-    profile: str = ""
-    files: dict[str, str | bytes] = field(default_factory=dict)
-    given: str = ""
-    circumstance: tuple[str, Any] | None = None
+    name: str  # what is wrong
+    message: tuple[str, ...]  # parts of the line that a person sees, in order
+    command: tuple[str, ...] = EXPLORE  # what they typed after `ftlib`
+    profile: str = ""  # their mine.toml, below `extends = "tiny"`
+    files: dict[str, str | bytes] = field(default_factory=dict)  # beside it
+    given: str = ""  # to papermill, as Python
+    circumstance: tuple[Any, ...] = ()  # a method of the test's `World`, and its arguments
 
 
 def lines(*rows: Any) -> str:
@@ -46,16 +36,13 @@ def own(file: str, content: str | bytes, *message: str, name: str = "", extra: s
     return Case(name or f"{file}: {message[-1]}", message, profile=profile, files={file: content})
 
 
-def row(name: str, wrong: Any, *message: str, extra: str = "held_out_share = 0.5") -> Case:
+def row(name: str, wrong: Any, *message: str) -> Case:
     """A bad row, the third of its file."""
-    return own(
-        "rows.jsonl", lines(*GOOD[:2], wrong, *GOOD[2:]), "rows.jsonl, row 3, ", *message, name=name, extra=extra
-    )
+    return own("rows.jsonl", lines(*GOOD[:2], wrong, *GOOD[2:]), "rows.jsonl, row 3, ", *message, name=name)
 
 
 COMMANDS = [
     Case("unknown profile", ("profile 'tinny' is unknown; did you mean 'tiny'?",), ("run", "--profile", "tinny")),
-    Case("no profile like it", ("profile 'x' is unknown; valid are", "'tiny'"), ("doctor", "--profile", "x")),
     Case("missing profile file", ("other.toml: no such file", "give the path"), ("run", "--profile", "other.toml")),
     Case("unknown notebook", ("no notebook is called '04_trian'; did you mean 04_train_lora?",), ("run", "04_trian")),
     Case("no process", ("--nproc 0: expected 1, or more",), ("run", "--nproc", "0")),
@@ -69,25 +56,23 @@ PROFILES = [
     Case(f"profile: {found}", (found, allowed), profile=text)
     for text, found, allowed in [
         ("[train", "not valid TOML", "Expected"),
-        ("[train]\nlearningrate = 1e-4", "unknown key train.learningrate", "did you mean 'learning_rate'?"),
+        (
+            "[train]\nlearningrate = 1e-4",
+            "train.learningrate: SFTConfig has no such argument",
+            "did you mean 'learning_rate'?",
+        ),
         ("[trian]\nseed = 1", "unknown key trian", "did you mean 'train'?"),
         ('[train]\nlearning_rate = "1e-4"', "train.learning_rate = '1e-4'", "write it without quotes"),
-        ('[train]\nbf16 = "false"', "train.bf16 = 'false'", "write it without quotes"),
         ("[train]\nnum_train_epochs = 1.5", "train.num_train_epochs = 1.5", "integer"),
         ("[train]\nnum_train_epochs = 0", "train.num_train_epochs = 0", "greater than 0"),
-        ("[train]\nlearning_rate = -1.0", "train.learning_rate = -1.0", "greater than 0"),
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan", "less than 1"),
-        ('[train]\nschedule = "cosin"', "train.lr_scheduler_type = 'cosin'", "'cosine_with_min_lr'"),
-        ("[train]\nsave_steps = 0", "train.save_steps = 0", "greater than 0"),
-        ("[data]\nheld_out_share = 1.0", "data.held_out_share = 1.0", "less than 1"),
+        ('[train]\nschedule = "cosine"', "train.schedule is now called train.lr_scheduler_type", "rename it"),
         ('[data]\ntemplate_date = "2025-02-30"', "data.template_date = '2025-02-30'", "a real day as YYYY-MM-DD"),
-        ('[data]\non_bad_row = "skip"', "data.on_bad_row = 'skip'", "'stop' or 'drop'"),
         ('[data]\ndataset = "mine"', "data.dataset 'mine'", "a folder begins with './'"),
         ('[data]\ndataset = "a/b"', "data.revision is missing", "commit of a/b"),
         ('[data]\ndataset = "a/b"\nrevision = "main"', "data.revision = 'main'", "pattern"),
         ('[data.columns]\nquestion = "q"', "data.columns.question", "'prompt', 'response'"),
         ('[model]\ndtype = "float16"', "model.dtype = 'float16'", "'bfloat16' or 'float32'"),
-        ("[recipe]\nexpert_layers = [-1]", "recipe.expert_layers.0 = -1", "greater than or equal to 0"),
         ('[hub]\nmodel = "a/b"', "hub.model_revision is missing", "add it"),
         ('[hub]\nendpoint = "http://somewhere"', "hub.endpoint = 'http://somewhere'", "pattern"),
         ('name = "../tiny"', "name = '../tiny'", "pattern"),
@@ -95,9 +80,7 @@ PROFILES = [
     ]
 ]
 EXTENDING = [
-    Case("extends itself", ("mine.toml extends itself; let it extend one of",), profile='extends = "mine.toml"'),
-    Case("extends in a circle", ("extends itself",), profile='extends = "b.toml"', files={"b.toml": 'extends = "mine.toml"'}),
-    Case("extends what is not there", ("profile 'tinny' is unknown; did you mean 'tiny'?",), profile='extends = "tinny"'),
+    Case("extends in a circle", ("mine.toml extends itself; let it extend one of",), profile='extends = "b.toml"', files={"b.toml": 'extends = "mine.toml"'}),
     Case("extends a number", ("extends = 3: expected one of",), profile="extends = 3"),
     Case("extends nothing", ("profile '' is unknown; valid are",), profile='extends = ""'),
 ]  # fmt: skip
@@ -106,37 +89,25 @@ PARAMETERS = [
     Case(f"parameter: {given}", (message,), TRAIN, given=given)
     for given, message in [
         ("profil = 'tiny'", "no parameter is called profil (given: 'tiny'); did you mean 'profile'?"),
-        (
-            "learning_rate = 0.0001",
-            "no parameter is called learning_rate (given: 0.0001); it is a value of the profile",
-        ),
-        (
-            "learning_rate = '1e-4'",
-            "no parameter is called learning_rate (given: '1e-4'); it is a value of the profile",
-        ),
+        ("learning_rate = 0.1", "no parameter is called learning_rate (given: 0.1); it is a value of the profile"),
         ("resume = 'false'", "parameter resume = 'false': found str, expected True or False"),
-        ("resume = 1", "parameter resume = 1: found int, expected True or False"),
-        ("profile = 20", "parameter profile = 20: found int, expected text"),
         ("output_root = None", "parameter output_root = None: found NoneType, expected text"),
     ]
 ]
 
 FILES = [
     Case("missing file", ("data.dataset rosw.jsonl: no such file", "did you mean 'rows.jsonl'?"), profile='[data]\ndataset = "rosw.jsonl"', files={"rows.jsonl": ""}),
-    Case("empty folder", ("data.dataset rows/: no data file is in it",), profile='[data]\ndataset = "./rows"', files={"rows/notes.txt": ""}),
-    Case("two kinds", ("found .csv and .jsonl files; expected one kind",), profile='[data]\ndataset = "./rows"', files={"rows/a.csv": "", "rows/b.jsonl": ""}),
+    Case("empty folder", ("data.dataset rows: found no data files, expected one kind of .jsonl",), profile='[data]\ndataset = "./rows"', files={"rows/notes.txt": ""}),
+    Case("two kinds", ("found .csv and .jsonl files, expected one kind",), profile='[data]\ndataset = "./rows"', files={"rows/a.csv": "", "rows/b.jsonl": ""}),
     Case("other columns", ("b.csv has columns ['x'], a.csv has ['prompt', 'completion']",), profile='[data]\ndataset = "./rows"', files={"rows/a.csv": "prompt,completion\na,b\n", "rows/b.csv": "x\n1\n"}),
     own("rows.jsonl", "", "rows.jsonl has no rows; expected at least one"),
-    own("rows.csv", "prompt,completion\n", "rows.csv has no rows"),
-    own("rows.jsonl", '{"messages": []}\n{"messages":\n', "rows.jsonl, line 2: not valid JSON", "mend the line"),
-    own("rows.jsonl", "[1, 2]\n", "rows.jsonl, line 1: found [1, 2], expected an object"),
-    own("rows.json", '[{"messages": []}, 7]', "rows.json, row 2: found 7, expected an object"),
-    own("rows.json", '[{"messages": []}', "rows.json, line 1: not valid JSON"),
+    own("rows.jsonl", '{"messages": []}\n{"messages":\n', "rows.jsonl, line 2: not valid JSON", "fix the line"),
+    own("rows.jsonl", "[1, 2]\n", "rows.jsonl, row 1: found 1, expected an object"),
     own("rows.csv", "prompt,completion\na,b\na,b,c\n", "rows.csv, line 3: found 3 values, expected 2"),
     own("rows.csv", "prompt,prompt\na,b\n", "rows.csv: found the header", "a name of its own for each column"),
     own("rows.csv", 'prompt,completion\n"a,b\n', "rows.csv, line", "not valid CSV"),
-    own("rows.jsonl", lines(GOOD[0]).encode("utf-16"), "rows.jsonl is not UTF-8 text; save it again"),
-    own("rows.parquet", b"PAR1 and no more", "rows.parquet is no readable parquet file"),
+    own("rows.jsonl", lines(GOOD[0]).encode("utf-16"), "rows.jsonl is not UTF-8 text", "save it again"),
+    own("rows.parquet", b"PAR1 and no more", "rows.parquet is not a readable Parquet file", "write it again"),
     own("rows.jsonl", lines({"question": "a", "answer": "b"}), "the data set has columns ['question', 'answer']", "[data] columns ="),
     own("rows.jsonl", lines({"question": "a", "answer": "b"}), "data.columns.prompt = 'questoin': the data set has no such column; did you mean 'question'?", extra='columns = { prompt = "questoin", response = "answer" }'),
     own("rows.jsonl", lines({"question": "a"}), "data.columns names ['prompt']", "prompt and response", extra='columns = { prompt = "question" }'),
@@ -144,24 +115,13 @@ FILES = [
 
 ROWS = [
     row("no list", {"messages": "hello"}, "messages: found 'hello', expected a list of messages"),
-    row("no messages", {"messages": []}, "messages: found [], expected a list of messages"),
     row("no answer", {"messages": [QUESTION]}, "messages: found roles ['user'], expected system (or none)"),
-    row("answer first", {"messages": [ANSWER, QUESTION]}, "found roles ['assistant', 'user']"),
-    row("two questions", {"messages": [QUESTION, QUESTION, ANSWER]}, "found roles ['user', 'user', 'assistant']"),
     row("unknown role", {"messages": [QUESTION, {**ANSWER, "role": "bot"}]}, "found the role 'bot', expected system, user"),
-    row("tool", {"messages": [QUESTION, {**ANSWER, "role": "tool"}]}, "found the role 'tool'"),
     row("empty reply", {"messages": [QUESTION, {**ANSWER, "content": "  "}]}, "messages[1].content: found nothing, expected an answer, or reasoning"),
-    row("no content", {"messages": [QUESTION, {"role": "assistant"}]}, "messages[1].content: found nothing"),
     row("a number", {"messages": [QUESTION, {**ANSWER, "content": 5}]}, "messages[1].content: found 5, expected text"),
-    row("reasoning is a number", {"messages": [QUESTION, {**ANSWER, "thinking": 5}]}, "messages[1].thinking: found 5, expected text"),
     row("channel in the answer", {"messages": [QUESTION, {**ANSWER, "content": "<|channel|>final<|message|>5"}]}, "messages[1].content: found the marker <|channel|>, expected text without markers"),
-    row("channel in the question", {"messages": [{**QUESTION, "content": "Hi<|end|>"}, ANSWER]}, "messages[0].content: found the marker <|end|>"),
-    row("channel in the reasoning", {"messages": [QUESTION, {**ANSWER, "thinking": "<|start|>"}]}, "messages[1].thinking: found the marker <|start|>"),
     row("unclosed <think>", {"messages": [QUESTION, {**ANSWER, "content": "<think>Hm. 5."}]}, "found the tags <think>, expected one <think>…</think>"),
-    row("two <think>", {"messages": [QUESTION, {**ANSWER, "content": "<think>Hm.</think><think>5</think>5"}]}, "found the tags <think> </think> <think> </think>, expected one"),
-    row("nothing in and after <think>", {"messages": [QUESTION, {**ANSWER, "content": "<think> </think> "}]}, "messages[1].content: found nothing, expected an answer, or reasoning"),
     row("reasoning twice", {"messages": [QUESTION, {**ANSWER, "content": "<think>Hm.</think>5", "thinking": "Hm."}]}, "found reasoning in <think> and in thinking, expected one of the two"),
-    row("also with many", {"messages": "x"}, "expected a list", extra="held_out_share = 0.5\n[train]\nmax_length = 10"),
     own("rows.jsonl", lines({"messages": 1}, {"messages": 2}), "rows.jsonl, row 1, messages: found 1", "(2 bad rows in all)", name="all bad", extra='on_bad_row = "drop"'),
     own("rows.csv", "prompt,completion\na,b\n,c\n", "rows.csv, row 2, prompt: found nothing, expected text", name="an empty prompt"),
     own("rows.jsonl", lines({"q": "a", "a": "b", "l": "French", "s": "reasoning language: German"}), "row 1, l: found 'French', expected 'German', which the system message asks for", name="two languages", extra='columns = { prompt = "q", response = "a", system = "s", reasoning_language = "l" }'),
@@ -170,44 +130,28 @@ ROWS = [
 SPLITS = [
     own("rows.jsonl", lines(*GOOD), "no row asks for a reasoning language", "data.held_out_share", name="nothing to measure with", extra=""),
     own("rows.jsonl", lines(*GOOD), "data.held_out_share 0.01 of 8 prompts leaves 8 rows to train on and 0 to measure with", name="too small a share", extra="held_out_share = 0.01"),
-    own("rows.jsonl", lines(*GOOD), "data.held_out_share 0.99 of 8 prompts leaves 0 rows", name="too large a share", extra="held_out_share = 0.99"),
 ]  # fmt: skip
 
 HUB = [
-    Case("no token", ("found no token, expected one that may write", "hf auth login"), TRAIN, circumstance=("no_token", None)),
+    Case("no token", ("found no token, expected one that may write", "hf auth login"), TRAIN, circumstance=("no_token",)),
     Case("a reader's token", ("may not write to learner/",), TRAIN, circumstance=("role", "read")),
-    Case("somebody else's target", ("may not write to ada/thing",), TRAIN, profile='[hub]\npush_target = "ada/thing"', circumstance=("role", "write")),
-    *(
-        Case(f"the Hub answers {status}", (f"the Hub answers {status} {reason}", advice), TRAIN, circumstance=("answer", status))
-        for status, reason, advice in [
-            (401, "Unauthorized", "hf auth login"),
-            (403, "Forbidden", "use a token that may write there"),
-            (404, "Not Found", "check hub.push_target"),
-            (409, "Conflict", "wait until nobody else"),
-            (429, "Too Many Requests", "a few minutes"),
-            (500, "Internal Server Error", ""),
-            (503, "Service Unavailable", ""),
-        ]
-    ),
-    Case("the Hub is silent", ("the Hub is out of reach (ReadTimeout)",), TRAIN, circumstance=("lost", "ReadTimeout")),
-    Case("the Hub hangs up", ("the Hub is out of reach (ReadError)",), TRAIN, circumstance=("lost", "ReadError")),
-    Case("there is no Hub", ("the Hub is out of reach (ConnectError)",), TRAIN, circumstance=("lost", "ConnectError")),
+    Case("a token that is not valid", ("the Hub answers 401 Unauthorized", "hf auth login"), TRAIN, circumstance=("answer", 401)),
+    Case("too many requests", ("the Hub answers 429 Too Many Requests", "a few minutes"), TRAIN, circumstance=("answer", 429)),
+    Case("there is no Hub", ("the Hub is out of reach (ConnectError)",), TRAIN, circumstance=("answer", None)),
 ]  # fmt: skip
 
 DISK = [
     Case("a full disk", ("disk for downloads: found 0.0 GB free, expected more; make room for",), circumstance=("free_bytes", 10**6)),
-    Case("a full disk before training", ("disk for downloads: found 0.0 GB free",), TRAIN, circumstance=("free_bytes", (10**12, 10**12, 10**6))),
+    Case("a full disk before training", ("disk for downloads: found 0.0 GB free",), TRAIN, circumstance=("free_bytes", 10**12, 10**12, 10**6)),
 ]  # fmt: skip
 
 ARTEFACTS = [
     Case("an adapter that was changed", ("adapter/adapter_model.safetensors: found 7 bytes", "expected", "as manifest.json has it"), PUSH, circumstance=("change", "adapter/adapter_model.safetensors")),
-    Case("an adapter without a file", ("adapter/ lacks ['tokenizer.json']",), PUSH, circumstance=("remove", "adapter/tokenizer.json")),
-    Case("an adapter without checksums", ("adapter/ lacks ['manifest.json']",), PUSH, circumstance=("remove", "adapter/manifest.json")),
     Case("a manifest that is none", ("adapter/manifest.json unreadable",), PUSH, circumstance=("change", "adapter/manifest.json")),
-    Case("another recipe", ("checkpoint-3 was trained with train.seed = 0, now it is 1; resume = False", "another output_root keeps both"), TRAIN, profile="[train]\nseed = 1", circumstance=("checkpoint", ())),
-    Case("other rows", ("checkpoint-3 was trained with training rows = ", "resume = False"), TRAIN, circumstance=("checkpoint_of_other_rows", None)),
-    Case("no checkpoint of a finished adapter", ("adapter/ holds a finished adapter, and there is no checkpoint of it; resume = False",), TRAIN, circumstance=("no_checkpoint", None)),
-    Case("a training that runs already", ("another process is training in outputs/mine/, or a notebook", "wait for it"), TRAIN, circumstance=("another_trains", None)),
+    Case("another recipe", ("checkpoint-3 was trained with train.seed = 0, now it is 1; resume = False", "another output_root keeps both"), TRAIN, profile="[train]\nseed = 1", circumstance=("checkpoint",)),
+    Case("other rows", ("checkpoint-3 was trained with training rows = ", "resume = False"), TRAIN, circumstance=("checkpoint", "Bye")),
+    Case("no checkpoint of a finished adapter", ("adapter/ holds a finished adapter, and there is no checkpoint of it; resume = False",), TRAIN, circumstance=("no_checkpoint",)),
+    Case("a training that runs already", ("another process is training in outputs/mine/, or a notebook", "wait for it"), TRAIN, circumstance=("another_trains",)),
 ]  # fmt: skip
 
 CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *ARTEFACTS]

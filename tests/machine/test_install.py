@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(record, packages / record.name)
     (tmp_path / ".venv/bin/uv").symlink_to(Path(sys.executable).with_name("uv"))
     (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {(tmp_path / 'index').as_uri()}\n")
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
@@ -74,7 +72,8 @@ def installed() -> set[str]:
 def test_uv_follows_pips_settings(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own links decide which torch is installed, and no index is asked; a second run leaves torch alone."""
     write_torch(project / "links", "2.13.0+cpu")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(project / "links"))
+    write_torch(project / "newer", "2.14.0+cpu")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{project / 'links'} {project / 'newer'}")
     monkeypatch.setenv("PIP_INDEX_URL", NOBODY)
     monkeypatch.setenv("PIP_NO_INDEX", "yes")
     done = run_install()
@@ -124,26 +123,18 @@ def test_pips_settings_are_translated_for_uv(monkeypatch: pytest.MonkeyPatch) ->
     assert install.uv_environment(install.pip_settings()).items() >= expected.items()
 
 
-@pytest.mark.parametrize(
-    ("driver", "answers", "choice", "options"),
-    [
-        ("", True, "2.13.0+cpu from PyTorch's own index: no NVIDIA driver", ("--torch-backend", "cpu")),
-        ("535.104", True, "2.13.0+auto from PyTorch's own index: for NVIDIA dri", ("--torch-backend", "auto")),
-        ("", False, "2.13.0, on Linux with gigabytes of CUDA: PyTorch's own index does not answer (silent)", ()),
-    ],
-)
-def test_pytorchs_index_gives_the_build_that_suits_the_machine(
-    monkeypatch: pytest.MonkeyPatch, driver: str, answers: bool, choice: str, options: tuple[str, ...]
-) -> None:
-    def uv(*asked: str, timeout: float | None) -> str:
-        backend = asked[-1] if "--torch-backend" in asked else ""
-        if backend and not answers:
+def test_pytorchs_index_gives_the_build_that_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uv(answers: bool, *asked: str, timeout: float | None) -> str:
+        if "--torch-backend" in asked and not answers:
             raise install.CommandError("silent")
-        return f"Would install 1 package\n + torch==2.13.0{'+' * bool(backend)}{backend}\n"
+        build = f"+{asked[-1]}" if "--torch-backend" in asked else ""
+        return f"Would install 1 package\n + torch==2.13.0{build}\n"
 
     monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
-    monkeypatch.setattr(install, "pin", lambda name: f"{name}==2.13.0")
-    monkeypatch.setattr(install, "nvidia_driver", lambda: driver)
-    line, chosen = install.choose_torch(uv)
-    assert line.startswith(f"torch {choice}")
-    assert chosen == options
+    for nvidia, answers, choice, options in (
+        (None, True, "2.13.0+cpu from PyTorch's own index: no NVIDIA driver", ("--torch-backend", "cpu")),
+        ("smi", True, "2.13.0+auto from PyTorch's own index: for the NVIDIA driver", ("--torch-backend", "auto")),
+        (None, False, "2.13.0, on Linux with gigabytes of CUDA: PyTorch's own index does not answer (silent)", ()),
+    ):
+        monkeypatch.setattr(shutil, "which", lambda name, found=nvidia: found)
+        assert install.choose_torch(partial(uv, answers)) == (f"torch {choice}", options)

@@ -15,6 +15,8 @@ from trl.trainer import utils as trl_utils
 
 from ftlib import profiles
 from ftlib.azureml import skus
+from ftlib.cli import app
+from ftlib.dataset.prepare import token_lengths
 from ftlib.errors import FtlibError
 from ftlib.machine import planner
 from ftlib.machine.planner import Batch
@@ -24,7 +26,6 @@ from ftlib.session import device
 
 PUBLISHED_MACHINE = "Standard_NC96ads_A100_v4"
 SMALL_CARD = "Standard_NV36ads_A10_v5"
-PUBLISHED_FLOS = 1.9951547028611328e17
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +46,17 @@ def changed(profile: Profile, section: str, **values: Any) -> Profile:
     return profile.model_copy(update={section: getattr(profile, section).model_copy(update=values)})
 
 
-def test_published_run_is_counted_as_it_was(published: planner.Plan) -> None:
+def test_published_run_is_counted_as_it_was_and_fits(published: planner.Plan) -> None:
     assert (published.steps, published.tokens, published.nproc) == (63, 1_633_980, 4)
-    assert architecture.trainer_flos(published.shape, published.profile, published.tokens) == PUBLISHED_FLOS
-    assert published.flops / 1703 / 312e12 == pytest.approx(planner.RATES["peak_share"][0], rel=0.02)
-
-
-def test_published_run_fits_and_the_reason_is_given(published: planner.Plan) -> None:
+    assert published.seconds["training"][1] * published.nproc == pytest.approx(1703, rel=0.02), "one GPU at a time"
     assert published.fits
     assert 50e9 < published.peak < 60e9
-    verdict = planner.explain(published)[0]
+    verdict, *_, cost = planner.explain(published, price=15.0)
     assert verdict.startswith("fits: it takes")
     assert "base weights (41.8 GB)" in verdict
     assert "activations are recomputed" in verdict
+    low, high = published.total
+    assert cost == f"the whole run costs {low / 240:.2f} to {high / 240:.2f} at 15 an hour"
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
@@ -80,8 +79,6 @@ def test_what_does_not_fit_is_refused_with_the_reason(large: Profile) -> None:
 
 
 def test_tiny_rows_are_as_many_and_as_long_as_noted(sample: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
-    from ftlib.dataset.prepare import token_lengths
-
     profile = profiles.load("tiny")
     tokens = token_lengths(sample, tokenizer)["tokens"].clip(upper=profile.train.max_length)
     batches = [tokens.sample(frac=1, random_state=seed).to_numpy().reshape(-1, 8) for seed in range(20)]
@@ -98,23 +95,13 @@ def test_tiles_of_the_loss_are_trls() -> None:
 
 @pytest.fixture
 def build_trainer(
-    notebooks: Any,
-    tmp_path: Path,
-    model: GptOssForCausalLM,
-    sample: Dataset,
-    tokenizer: PreTrainedTokenizerFast,
+    notebooks: Any, tmp_path: Path, model: GptOssForCausalLM, sample: Dataset, tokenizer: PreTrainedTokenizerFast
 ) -> Callable[[Profile], SFTTrainer]:
     """Executes notebook 04's cells up to its trainer, for two updates on rows that are cut at the profile's length."""
 
     def build(profile: Profile) -> SFTTrainer:
-        session = SimpleNamespace(
-            world_size=1,
-            is_main=False,
-            adapter_dir=tmp_path / "adapter",
-            checkpoints_dir=tmp_path / "checkpoints",
-            trackers=[],
-            profile=profile,
-        )
+        folders = {"adapter_dir": tmp_path / "adapter", "checkpoints_dir": tmp_path / "checkpoints"}
+        session = SimpleNamespace(world_size=1, is_main=False, trackers=[], profile=profile, **folders)
         namespace: dict[str, Any] = {"profile": profile, "session": session, "model": model, "tokenizer": tokenizer}
         model.to(getattr(torch, profile.model.dtype))
         model.set_experts_implementation(profile.model.experts_implementation)
@@ -124,42 +111,32 @@ def build_trainer(
     return build
 
 
-BF16 = '[model]\ndtype = "bfloat16"\n[train]\nbf16 = true\n'
+SHORT = "[train]\nmax_length = 64\n"
+BF16 = f'[model]\ndtype = "bfloat16"\n{SHORT}bf16 = true\n'
 RECOMPUTED = "activation_checkpointing = true\n"
 SETTINGS = {
-    "as shipped": "",
-    "micro-batch 4": "[train]\nper_device_train_batch_size = 4\n",
-    "micro-batch 16": "[train]\nper_device_train_batch_size = 16\n",
-    "recompute": f"[train]\n{RECOMPUTED}",
-    "without padding": "[train]\nper_device_train_batch_size = 4\n[recipe]\npadding_free = true\n",
+    "as shipped": SHORT,
+    "recompute": SHORT + RECOMPUTED,
+    "without padding": f"{SHORT}per_device_train_batch_size = 4\n[recipe]\npadding_free = true\n",
     "bfloat16": BF16,
-    "bfloat16, recompute": BF16 + RECOMPUTED,
-    "expert loop": '[model]\nexperts_implementation = "eager"\n',
+    "expert loop": f'{SHORT}[model]\nexperts_implementation = "eager"\n',
 }
 FAST = ("recompute", "bfloat16")
 
 
 @pytest.mark.parametrize(
-    "tile",
-    [pytest.param(planner.HEAD_COLUMNS, marks=pytest.mark.slow), 64],
-    ids=["loss as it is", "loss that takes nothing"],
-)
-@pytest.mark.parametrize(
-    "setting", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SETTINGS]
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SETTINGS]
 )
 def test_prediction_is_within_15_percent_of_the_measured_peak(
-    setting: str,
-    tile: int,
+    name: str,
     build_trainer: Callable[[Profile], SFTTrainer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tiny is so small that the loss's buffer outweighs the layers; without it they have to be right too."""
-    monkeypatch.setattr(planner, "HEAD_COLUMNS", tile)
-    monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", tile)
-    values = SETTINGS[setting].replace("[train]\n", "[train]\nmax_length = 64\n")
-    values += "" if "[train]" in values else "[train]\nmax_length = 64\n"
-    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{values}')
+    """In small tiles, or tiny's loss would take more than its layers, and only the loss would be measured."""
+    monkeypatch.setattr(planner, "HEAD_COLUMNS", 64)
+    monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 64)
+    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{SETTINGS[name]}')
     profile = profiles.load(tmp_path / "mine.toml")
     items = planner.memory(profile, architecture.shape_of(profile.hub), Batch.of(profile), on_gpu=False)
     measured = device.peak_above(build_trainer(profile).train, use_cpu=True)
@@ -170,51 +147,30 @@ def test_prediction_is_within_15_percent_of_the_measured_peak(
 
 def test_training_is_shared_and_the_rest_is_not(large: Profile) -> None:
     alone, together = on_sku(large, "Standard_NC24ads_A100_v4").seconds, on_sku(large, PUBLISHED_MACHINE).seconds
-    assert list(together) == ["downloading", "loading", "measuring", "training"]
     assert alone["training"] == pytest.approx([4 * end for end in together["training"]])
-    assert [alone[stage] for stage in list(alone)[:3]] == [together[stage] for stage in list(together)[:3]]
+    assert alone | {"training": together["training"]} == together
+    halves = on_sku(changed(large, "measure", batch_size=60), PUBLISHED_MACHINE).seconds
+    more = 2048 * 2 * 41.83 / 1935 / planner.RATES["bandwidth_share"][1]  # two rounds more that read all weights
+    assert halves["measuring"][0] - together["measuring"][0] == pytest.approx(more, rel=1e-3)
 
 
-def test_each_batch_of_questions_reads_all_weights(large: Profile) -> None:
-    """Two rounds of 120 questions and one of a few, 41.8 GB, and nine single replies, 7.2 GB, at 1,935 GB/s."""
-    read = 2048 * (3 * 41.83 + 9 * 7.214)
-    slow_share, fast_share = planner.RATES["bandwidth_share"]
-    fast, slow = on_sku(large, PUBLISHED_MACHINE).seconds["measuring"]
-    assert (fast, slow) == pytest.approx((read / 1935 / fast_share, read / 1935 / slow_share), rel=1e-3)
-    more = 2048 * 2 * 41.83 / 1935 / fast_share
-    halves = on_sku(changed(large, "measure", batch_size=60), PUBLISHED_MACHINE)
-    assert halves.seconds["measuring"][0] == pytest.approx(fast + more, rel=1e-3)
-
-
-def test_cost_is_the_price_of_all_hours(published: planner.Plan) -> None:
-    low, high = published.total or (0, 0)
-    assert planner.cost(published, 15.0) == pytest.approx((low / 240, high / 240))
-    assert planner.explain(published, 15.0)[-1].startswith(f"the whole run costs {low / 240:.2f} to {high / 240:.2f}")
-
-
-def test_without_a_gpu_a_machine_to_rent_has_to_be_named(large: Profile) -> None:
-    with pytest.raises(FtlibError, match="found none here; name a machine to rent, such as --sku Standard_"):
-        planner.this_machine(large, gpus=0)
-
-
-def test_this_machine_is_planned_without_times(tmp_path: Path) -> None:
+def test_this_machine_is_planned_without_times() -> None:
     session: Any = SimpleNamespace(profile=profiles.load("tiny"), gpus=0)
     found = planner.here(session, rows=500)
-    assert (found.fits, found.steps, found.seconds, planner.cost(found, 3.0)) == (True, 32, {}, None)
+    assert (found.fits, found.steps, found.seconds) == (True, 32, {})
     assert planner.explain(found, price=3.0)[-1].startswith("time unknown")
 
 
-def test_more_processes_than_gpus_are_refused(large: Profile) -> None:
+def test_what_cannot_be_planned_is_refused(large: Profile) -> None:
+    with pytest.raises(FtlibError, match="found none here; name a machine to rent, such as --sku Standard_"):
+        planner.this_machine(large, gpus=0)
     with pytest.raises(FtlibError, match=r"--nproc 5: Standard_NC96ads_A100_v4 has 4 GPUs; expected 1 to 4 processes"):
         on_sku(large, PUBLISHED_MACHINE, nproc=5)
-
-
-def test_own_data_needs_its_rows(large: Profile) -> None:
-    profile = changed(large, "data", dataset="/data/mine.jsonl", revision=None)
-    machine = planner.rented(skus.get(PUBLISHED_MACHINE), profile)
+    own = changed(large, "data", dataset="/data/mine.jsonl", revision=None)
     with pytest.raises(FtlibError, match=r"the number of rows in mine\.jsonl is unknown here; give it with --rows"):
-        planner.plan(profile, machine)
-    assert planner.plan(profile, machine, rows=100).tokens == 100 * profile.train.max_length
+        on_sku(own, PUBLISHED_MACHINE)
+    machine = planner.rented(skus.get(PUBLISHED_MACHINE), own)
+    assert planner.plan(own, machine, rows=100).tokens == 100 * own.train.max_length
 
 
 def test_table_across_skus(large: Profile) -> None:
@@ -224,14 +180,7 @@ def test_table_across_skus(large: Profile) -> None:
     assert table.loc["Standard_ND96isr_H100_v5", "processor"] == "4 of 8 × H100 SXM", "16 rows are 4 × 4"
 
 
-def test_unknown_sku_is_told_the_nearest() -> None:
-    with pytest.raises(FtlibError, match="did you mean 'Standard_NC96ads_A100_v4'"):
-        skus.get("NC96ads_A100_v4")
-
-
 def test_command_prints_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftlib.cli import app
-
     monkeypatch.setenv("COLUMNS", "160")
     session = SimpleNamespace(profile=profiles.load("gpt-oss-20b"))
     monkeypatch.setattr("ftlib.start", lambda *_: session)
@@ -239,5 +188,5 @@ def test_command_prints_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch
         app(["plan", "--profile", "gpt-oss-20b", "--sku", PUBLISHED_MACHINE, "--price", "10"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for wanted in ("fits: it takes", "63 updates", "1.9952e+17", "training 1.1 to 7.2", "the whole run costs"):
+    for wanted in ("fits: it takes", "63 updates", "training 1.1 to 7.2", "the whole run costs"):
         assert wanted in printed
