@@ -25,9 +25,9 @@ def test_a_conversation_is_shown_whole_and_escaped_one_colour_a_channel() -> Non
     markup = show_conversation(CONVERSATION).data
     assert "Is &lt;b&gt; &amp; \n\nit Canberra?" in markup
     assert visible(markup).endswith(CONVERSATION)
-    legend = re.findall(r'background-color:(rgba[^"]+)">([^<]+)</span>', markup.split("<pre")[0])
+    legend = re.findall(r'background-color:(rgba[^"]+)">([^<]+)</span>', markup.split('<div style="white-space')[0])
     assert [name for _, name in legend] == KINDS
-    blocks = re.findall(r'<pre style="[^"]*background-color:(rgba[^"]+)">', markup)
+    blocks = re.findall(r'<div style="[^"]*background-color:(rgba[^"]+)">', markup)
     assert blocks == [colour for colour, _ in legend]
     assert len(set(blocks)) == 4
 
@@ -44,7 +44,7 @@ def test_trained_tokens_are_counted_and_bold() -> None:
     labels = [-100, -100, -100, 7, 8, *[-100] * 37, *[-100] * 4, *[1] * 4]
     markup = show_trained_tokens(tokens, labels).data
     assert "6 of 50 tokens are trained on (12%)" in markup
-    body = re.findall(r'<(b|span) style="background-color:([^"]+)">([^<]*)</', markup.split("<pre")[1])
+    body = re.findall(r'<(b|span) style="background-color:([^"]+)">([^<]*)</', markup.split("white-space")[1])
     assert [text for tag, _, text in body if tag == "b"] == ["Hola", ".", "a × 4"]
     untrained = [html.unescape(text) for tag, _, text in body if tag == "span"]
     assert untrained == ["<|start|>", "<i>", "↵\n↵\n", "<|endoftext|> × 37", "a × 4"]
