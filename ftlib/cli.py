@@ -38,11 +38,8 @@ def run(
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
-        index = report.write(output_dir)
-        console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False, soft_wrap=True)
-        console.print(
-            f"Report: {execution.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True
-        )
+        console.print(f"\n[bold]{report.summary(output_dir)}[/bold]", highlight=False, soft_wrap=True)
+        console.print(f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: make lab")
 
 
 @app.command()

@@ -19,44 +19,10 @@ from ftlib.profiles.schema import DATA_SUFFIXES, ColumnRole, Data, Hub, Lora, Me
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "DATA_SUFFIXES",
-    "ColumnRole",
-    "Data",
-    "Hub",
-    "Measure",
-    "Profile",
-    "compare",
-    "load",
-    "section_of",
-    "shipped",
-]
-
+__all__ = ["DATA_SUFFIXES", "ColumnRole", "Data", "Hub", "Measure", "Profile"]
 FOLDER = Path(__file__).parent
 # A value and the commit that it is pinned to: a file that names another value does not inherit the old one's commit.
 PINNED = {"model": "model_revision", "dataset": "revision"}
-# What values were called before November 2026.
-RENAMED = {
-    "data.assistant_only_loss": "train.assistant_only_loss",
-    "data.max_length": "train.max_length",
-    "lora.alpha": "lora.lora_alpha",
-    "lora.dtype": "recipe.adapter_dtype",
-    "lora.expert_layers": "recipe.expert_layers",
-    "measure.attention": "measure.attn_implementation",
-    "measure.experts": "measure.experts_implementation",
-    "model.attention": "model.attn_implementation",
-    "model.experts": "model.experts_implementation",
-    "train.checkpoint_steps": "train.save_steps",
-    "train.effective_batch": "recipe.effective_batch_size",
-    "train.epochs": "train.num_train_epochs",
-    "train.min_learning_rate_share": "train.lr_scheduler_kwargs.min_lr_rate",
-    "train.optimizer": "train.optim",
-    "train.padding_free": "recipe.padding_free",
-    "train.per_device_batch": "train.per_device_train_batch_size",
-    "train.sampling": "train.train_sampling_strategy",
-    "train.schedule": "train.lr_scheduler_type",
-    "train.warmup_share": "train.warmup_steps",
-}
 
 
 def shipped() -> list[str]:
@@ -70,32 +36,24 @@ def load(name: str | Path) -> Profile:
     Raises:
         FtlibError: there is none, it is not TOML, extends itself, or has an unknown name, a wrong type or value.
     """
-    values = _read(str(name), seen=())
-    for old, new in RENAMED.items():
-        part, key = old.split(".")
-        if isinstance(values.get(part), dict) and key in values[part]:
-            raise FtlibError(f"profile {name}: {old} is now called {new}; rename it")
     try:
-        return Profile.model_validate(values)
+        return Profile.model_validate(_read(str(name), seen=()))
     except ValidationError as error:
         raise FtlibError(f"profile {name}: {_explain(error)}") from None
 
 
 def compare(first: str, second: str) -> "pd.DataFrame":
-    """The values in which two profiles differ.
-
-    Returns:
-        Index value (`section.key`), one column a profile.
-    """
+    """The values in which two profiles differ: index value (`section.key`), one column a profile."""
     import pandas as pd
 
-    frame = pd.DataFrame({name: _flat(load(name)) for name in (first, second)}).rename_axis("value")
+    found: dict[str, dict[str, Any]] = {name: load(name).model_dump(exclude={"name"}) for name in (first, second)}
+    frame = pd.DataFrame(
+        {
+            name: {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+            for name, sections in found.items()
+        }
+    ).rename_axis("value")
     return frame[frame[first].map(str) != frame[second].map(str)]
-
-
-def _flat(profile: Profile) -> dict[str, Any]:
-    sections = {name: values for name, values in profile.model_dump().items() if isinstance(values, dict)}
-    return {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
 
 
 def section_of(key: str) -> str:
@@ -112,14 +70,12 @@ def _keys(section: str) -> list[str]:
 
 
 def _path(name: str) -> Path:
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
-        return path
-    if name not in shipped():
+    is_file = name.endswith(".toml")
+    if is_file and not Path(name).is_file():
+        raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
+    if not is_file and name not in shipped():
         raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
-    return FOLDER / f"{name}.toml"
+    return Path(name) if is_file else FOLDER / f"{name}.toml"
 
 
 def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -133,17 +89,14 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FtlibError(f"profile {name}: not valid TOML: {error}") from None
     except OSError as error:
         raise FtlibError(f"profile {name}: cannot be read ({error.strerror}); check its permissions") from None
-    base = values.pop("extends", None)
     values.setdefault("name", path.stem)
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
         data["dataset"] = str((path.parent / os.path.expanduser(data["dataset"])).resolve())  # noqa: PTH111
-    if base is None:
+    if "extends" not in values:
         return values
-    if not isinstance(base, str):
-        raise FtlibError(
-            f"profile {name}: extends = {base!r}: expected one of {shipped()}, or the path of a .toml file"
-        )
+    if not isinstance(base := values.pop("extends"), str):
+        raise FtlibError(f"profile {name}: extends = {base!r}: expected one of {shipped()}, or a path")
     parent = path.parent / base if base.endswith(".toml") else base
     return _overlay(_read(str(parent), (*seen, path)), values)
 

@@ -17,10 +17,7 @@ def executed_cells() -> list[str]:
 
 
 def handle_errors(explain: Callable[[BaseException], str]) -> None:
-    """From now on, show a cell's error in one line where `explain` has one for it, and otherwise its traceback.
-
-    papermill reads what a cell shows, so it reports the same line.
-    """
+    """From now on, show a cell's error, and let papermill report it, in one line where `explain` has one for it."""
 
     def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: int | None) -> None:
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %debug and %tb

@@ -45,11 +45,7 @@ def write(folder: Path, names: Iterable[str]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file that the manifest lists with what it says.
-
-    Raises:
-        FtlibError: there is no readable manifest, or a file is missing or has changed; the first one is named.
-    """
+    """Compare every file that the manifest lists with what it says; FtlibError names the first that differs."""
     try:
         listed = _LISTED.validate_json((folder / NAME).read_bytes())
     except OSError:
@@ -59,9 +55,8 @@ def verify(folder: Path) -> None:
     for name, expected in listed.items():
         found = _describe(folder / name) if (folder / name).is_file() else "nothing"
         if found != expected:
-            raise FtlibError(
-                f"{folder.name}/{name}: found {found}, expected {expected}, as {NAME} has it; write the folder again"
-            )
+            told = f"{folder.name}/{name}: found {found}, expected {expected}"
+            raise FtlibError(f"{told}, as {NAME} has it; write the folder again")
 
 
 def is_complete(folder: Path) -> bool:
@@ -80,8 +75,6 @@ def _describe(path: Path) -> Entry:
 
 def _flush(path: Path) -> None:
     """Write a file through to the disk, so that no power cut leaves a manifest without the files it lists."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    handle = os.open(path, os.O_RDONLY)  # a folder cannot be opened in another way
+    os.fsync(handle)
+    os.close(handle)

@@ -1,8 +1,4 @@
-"""Checks what papermill injects into a notebook.
-
-papermill only warns about a parameter with a misspelt name, and hands over `-p resume false` as the text "false", which
-Python takes for true.
-"""
+"""Checks what papermill injects: it only warns of a misspelt name, and Python takes the text "false" for true."""
 
 import ast
 from collections.abc import Sequence
@@ -17,14 +13,7 @@ EXPECTED = {bool: "True or False", str: "text"}
 
 
 def check(cells: Sequence[str]) -> None:
-    """Compare the parameters that papermill injected with the notebook's own, in the cell above them.
-
-    Args:
-        cells: the source of the cells that have run so far, such as IPython's `In`.
-
-    Raises:
-        FtlibError: a parameter is unknown or of another type.
-    """
+    """Compare the names and types that papermill injected with the notebook's own, in the cell above them."""
     for own, given in pairwise(cells):
         if given.startswith(INJECTED):
             known = _values(own)

@@ -1,8 +1,4 @@
-"""Takes tokens, keys and write links out of text, before a person, a log or a file gets it.
-
-A secret is known by its value, where this machine holds it (environment, cached log-in), or by its shape, where it
-comes from elsewhere (an answer of the Hub, a signed link).
-"""
+"""Takes out of a text the secrets that this machine holds, by their value, and those of others, by their shape."""
 
 import base64
 import html
@@ -15,10 +11,8 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 REMOVED = "[secret removed]"
-# Shorter values are switches and everyday words, which would be removed from every text that has them, and values of
-# fewer different characters are placeholders such as "xxxxxxxx". Real tokens have at least 16 characters.
-MIN_LENGTH = 8
-MIN_DIFFERENT = 4
+MIN_LENGTH = 8  # shorter values are switches and everyday words
+MIN_DIFFERENT = 4  # characters; "xxxxxxxx" is a placeholder
 # Whole words, so not TOKENIZERS_PARALLELISM or MONKEY; and HF_TOKEN_PATH or KEY_ID hold no secret themselves.
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|(?:API)?KEY|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(?:_|$)"
@@ -39,8 +33,7 @@ _SHAPES = [
     )
 ]
 _STORED = re.compile(r"^\s*(?:hf_token|refresh_token)\s*[=:]\s*(\S+)", re.MULTILINE)
-# Also what was secret earlier, since `start` hides a person's own token from a rehearsal.
-_seen: set[str] = set()
+_seen: set[str] = set()  # also what `start` has hidden from a rehearsal
 
 
 def redact(text: str) -> str:

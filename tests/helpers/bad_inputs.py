@@ -69,7 +69,11 @@ PROFILES = [
     Case(f"profile: {found}", (found, allowed), profile=text)
     for text, found, allowed in [
         ("[train", "not valid TOML", "Expected"),
-        ("[train]\nlearningrate = 1e-4", "unknown key train.learningrate", "did you mean 'learning_rate'?"),
+        (
+            "[train]\nlearningrate = 1e-4",
+            "train.learningrate: SFTConfig has no such argument",
+            "did you mean 'learning_rate'?",
+        ),
         ("[trian]\nseed = 1", "unknown key trian", "did you mean 'train'?"),
         ('[train]\nlearning_rate = "1e-4"', "train.learning_rate = '1e-4'", "write it without quotes"),
         ('[train]\nbf16 = "false"', "train.bf16 = 'false'", "write it without quotes"),
@@ -77,7 +81,7 @@ PROFILES = [
         ("[train]\nnum_train_epochs = 0", "train.num_train_epochs = 0", "greater than 0"),
         ("[train]\nlearning_rate = -1.0", "train.learning_rate = -1.0", "greater than 0"),
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan", "less than 1"),
-        ('[train]\nschedule = "cosin"', "train.lr_scheduler_type = 'cosin'", "'cosine_with_min_lr'"),
+        ('[train]\nlr_scheduler_type = "cosin"', "train.lr_scheduler_type = 'cosin'", "'cosine_with_min_lr'"),
         ("[train]\nsave_steps = 0", "train.save_steps = 0", "greater than 0"),
         ("[data]\nheld_out_share = 1.0", "data.held_out_share = 1.0", "less than 1"),
         ('[data]\ntemplate_date = "2025-02-30"', "data.template_date = '2025-02-30'", "a real day as YYYY-MM-DD"),
