@@ -1,8 +1,7 @@
 """Profiles: every value in which a rehearsal on a laptop and a run on the A100s differ, and nothing else.
 
-A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; your own file may say `extends = "gpt-oss-20b"` and only
-what differs. `[train]` and `[lora]` are passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept
-can be set.
+A profile is a TOML file; your own may say `extends = "gpt-oss-20b"` and only what differs. `[train]` and `[lora]` are
+passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept can be set.
 """
 
 import os
@@ -31,11 +30,7 @@ def shipped() -> list[str]:
 
 
 def load(name: str | Path) -> Profile:
-    """Read a profile by its shipped name or by the path of a `.toml` file.
-
-    Raises:
-        FtlibError: there is none, it is not TOML, extends itself, or has an unknown name, a wrong type or value.
-    """
+    """Read a profile by its shipped name or by the path of a `.toml` file; FtlibError names the first mistake."""
     try:
         return Profile.model_validate(_read(str(name), seen=()))
     except ValidationError as error:
@@ -46,13 +41,9 @@ def compare(first: str, second: str) -> "pd.DataFrame":
     """The values in which two profiles differ: index value (`section.key`), one column a profile."""
     import pandas as pd
 
-    found: dict[str, dict[str, Any]] = {name: load(name).model_dump(exclude={"name"}) for name in (first, second)}
-    frame = pd.DataFrame(
-        {
-            name: {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-            for name, sections in found.items()
-        }
-    ).rename_axis("value")
+    values = {name: load(name).model_dump(exclude={"name"}) for name in (first, second)}
+    columns = {name: pd.json_normalize(sections, max_level=1).T[0] for name, sections in values.items()}
+    frame = pd.concat(columns, axis=1).rename_axis("value")
     return frame[frame[first].map(str) != frame[second].map(str)]
 
 
@@ -69,18 +60,13 @@ def _keys(section: str) -> list[str]:
     return list(getattr(field.annotation if field else Profile, "model_fields", {}))
 
 
-def _path(name: str) -> Path:
-    is_file = name.endswith(".toml")
-    if is_file and not Path(name).is_file():
-        raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
-    if not is_file and name not in shipped():
-        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
-    return Path(name) if is_file else FOLDER / f"{name}.toml"
-
-
 def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a profile file, laid over those of the file that it extends."""
-    path = _path(name).resolve()
+    path = (Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml").resolve()
+    if not name.endswith(".toml") and name not in shipped():
+        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
+    if not path.is_file():
+        raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
     if path in seen:
         raise FtlibError(f"profile {path.name} extends itself; let it extend one of {shipped()}")
     try:

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from ftlib.errors import FtlibError
 from ftlib.profiles import library
 
-Share = Annotated[float, Field(ge=0, lt=1)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 REPO_ID = r"^[\w.-]+/[\w.-]+$"
 Attention = Literal["eager", "flex_attention"]
@@ -68,7 +67,7 @@ class Hub(Section):
 
     @property
     def is_rehearsal(self) -> bool:
-        """Whether this is the rehearsal Hub on this machine."""
+        """Whether this is the Hub on this machine."""
         return self.endpoint == "rehearsal"
 
 
@@ -79,7 +78,7 @@ class Data(Section):
     revision: Commit | None = None
     columns: dict[ColumnRole, str]
     on_bad_row: Literal["stop", "drop"]
-    held_out_share: Share
+    held_out_share: Annotated[float, Field(ge=0, lt=1)]
     template_date: Annotated[str, AfterValidator(_real_day)]
 
     @property

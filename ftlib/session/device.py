@@ -17,6 +17,7 @@ from ftlib.errors import FtlibError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
 OLDEST_DRIVER = {12: 525, 13: 580}  # for each major version of CUDA, from NVIDIA's page on compatibility
+
 RECOMPILE_LIMIT = 64  # shapes that flex attention may be compiled for: training meets 6 to 8, and torch stops after 8
 
 
@@ -51,10 +52,7 @@ def visible_gpus() -> list[str]:
 
 
 def use_one_gpu() -> list[str]:
-    """Leave this process the first of its GPUs, before torch looks for them, and return all that there were.
-
-    Trainer would otherwise spread each batch over all of them, which TRL refuses.
-    """
+    """Leave this process the first of its GPUs, before Trainer spreads each batch over all; returns what there were."""
     found = visible_gpus()
     if len(found) > 1:
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
@@ -89,13 +87,6 @@ def driver() -> tuple[str, str]:
         return found, f"CUDA {cuda} needs driver {oldest}: update it, or {build.format('cu126')}"
     visible = os.environ.get(VISIBLE, "not set")
     return found, f"{VISIBLE} is {visible!r}; unset it, or name a GPU that `nvidia-smi` lists"
-
-
-def check_gpu() -> None:
-    """Make sure that torch can use a GPU; FtlibError with driver, torch and what to do if it cannot."""
-    found, advice = driver()
-    if advice:
-        raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
 
 
 def compile_for_many_shapes() -> None:

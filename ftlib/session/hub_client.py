@@ -22,8 +22,7 @@ ADVICE = {
     401: f"{LOG_IN} to a valid token",
     403: "use a token that may write there, or change hub.push_target",
     404: "check hub.push_target and hub.model, and that your token may see them",
-    409: "wait until nobody else pushes there",
-    412: "wait until nobody else pushes there",
+    **dict.fromkeys((409, 412), "wait until nobody else pushes there"),
     429: "give it a few minutes",
 }
 
@@ -43,23 +42,21 @@ class PatientClient(httpx2.Client):
 
         # After a HEAD that nobody answers, huggingface_hub itself looks into its cache and then asks again.
         may_pass = BROKEN if request.method == "HEAD" else (HfHubHTTPError, *LOST)
-        again = isinstance(request.stream, httpx2.ByteStream)
+        waits = list(WAITS_S) if isinstance(request.stream, httpx2.ByteStream) else []
         begun = time.monotonic()
-        for wait in (*WAITS_S, 0) if again else (0,):
+        while True:
             try:
                 return self._attempt(request, options)
             except may_pass as error:
-                late = wait > WAITS_S[0] and time.monotonic() - begun > LONGEST_S
-                if late or not wait:
-                    failure = error
-                    break
-                asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+                is_answer = isinstance(error, HfHubHTTPError)
+                late = len(waits) < len(WAITS_S) and time.monotonic() - begun > LONGEST_S
+                if (late or not waits) and is_answer:
+                    raise
+                if late or not waits:  # huggingface_hub's own retries, which would begin again, let this one through
+                    raise httpx2.TransportError(str(error), request=request) from error
+                asked = error.response.headers.get("Retry-After", "") if is_answer else ""
                 print(f"{_told(error)}; trying again", file=sys.stderr)
-                time.sleep(max(wait, min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
-        if isinstance(failure, HfHubHTTPError):
-            raise failure
-        # huggingface_hub's own retries, which would begin again, let this one through.
-        raise httpx2.TransportError(str(failure), request=request) from failure
+                time.sleep(max(waits.pop(0), min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
 
     def _attempt(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         from huggingface_hub import hf_raise_for_status
@@ -97,36 +94,26 @@ def _told(error: BaseException) -> str:
 
 
 def check_access(hub: Hub, command: str = "") -> str:
-    """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet.
-
-    Raises:
-        FtlibError: it may not, or would be public where the profile wants it private; `command` pushes it later.
-    """
-    try:
-        return _writable_target(hub)
-    except Exception as error:
-        if line := explain(error, command):
-            raise FtlibError(line) from None
-        raise
-
-
-def _writable_target(hub: Hub) -> str:
+    """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     token = get_token()
     if not token:
         raise FtlibError(f"found no token, expected one that may write to hub.push_target {hub.push_target}; {LOG_IN}")
-    account = whoami(token)
-    repo = target(hub, account)
-    if not may_write(account, repo):
-        raise FtlibError(f"found a token of {account['name']} that may not write to {repo}; {ADVICE[403]}")
-    api = HfApi()
     try:
-        public = not api.model_info(repo, timeout=TIMEOUT_S).private
-        api.auth_check(repo, write=True)
+        account = whoami(token)
+        repo = target(hub, account)
+        if not may_write(account, repo):
+            raise FtlibError(f"found a token of {account['name']} that may not write to {repo}; {ADVICE[403]}")
+        public = not HfApi().model_info(repo, timeout=TIMEOUT_S).private
+        HfApi().auth_check(repo, write=True)
     except RepositoryNotFoundError:
         return repo
+    except Exception as error:
+        if line := explain(error, command):
+            raise FtlibError(line) from None
+        raise
     if public and hub.private:
         found = f"found {repo} public, expected a private repository, as hub.private = true says"
         raise FtlibError(f"{found}; make it private on the Hub, or change hub.private or hub.push_target")

@@ -7,8 +7,6 @@ from typing import Any
 from ftlib.errors import FtlibError
 from ftlib.session.redaction import redact
 
-STOPPED = "stopped by hand; a training goes on from its last checkpoint when it is run again"
-
 
 def executed_cells() -> list[str]:
     """The source of the cells that have run in this kernel; empty outside a notebook."""
@@ -22,7 +20,7 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
     def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: int | None) -> None:
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %debug and %tb
         if isinstance(error, KeyboardInterrupt):
-            line = STOPPED
+            line = "stopped by hand; a training goes on from its last checkpoint when it is run again"
         elif line := str(error) if isinstance(error, FtlibError) else explain(error):
             kind = FtlibError
         lines = [f"{kind.__name__}: {line}"]

@@ -4,28 +4,15 @@ It is written last and in one step, so a folder whose writing was interrupted ha
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing import Any
 
 from ftlib.errors import FtlibError
 
 NAME = "manifest.json"
-
-
-class Entry(BaseModel, frozen=True, extra="forbid"):
-    """What a file must be: its SHA-256 and its size in bytes."""
-
-    sha256: str
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.size:,} bytes with SHA-256 {self.sha256[:12]}…"
-
-
-_LISTED = TypeAdapter(dict[str, Entry])
 
 
 def write(folder: Path, names: Iterable[str]) -> None:
@@ -37,7 +24,8 @@ def write(folder: Path, names: Iterable[str]) -> None:
     if missing:
         raise FtlibError(f"{folder.name}/ lacks {missing}, expected them there for its {NAME}; write them first")
     unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(_LISTED.dump_json({name: _describe(folder / name) for name in listed}, indent=2) + b"\n")
+    content = json.dumps({name: _describe(folder / name) for name in listed}, indent=2)
+    unfinished.write_bytes(f"{content}\n".encode())
     for written in (*(folder / name for name in listed), unfinished):
         _flush(written)
     unfinished.replace(path)
@@ -47,16 +35,16 @@ def write(folder: Path, names: Iterable[str]) -> None:
 def verify(folder: Path) -> None:
     """Compare every file that the manifest lists with what it says; FtlibError names the first that differs."""
     try:
-        listed = _LISTED.validate_json((folder / NAME).read_bytes())
+        listed = json.loads((folder / NAME).read_bytes()).items()
     except OSError:
         raise FtlibError(f"found no {NAME} in {folder.name}/, so it is not finished; write it again") from None
-    except ValidationError:
+    except (ValueError, AttributeError):
         raise FtlibError(f"found {folder.name}/{NAME} unreadable; write the folder again") from None
-    for name, expected in listed.items():
-        found = _describe(folder / name) if (folder / name).is_file() else "nothing"
+    for name, expected in listed:
+        found = _describe(folder / name) if (folder / name).is_file() else {}
         if found != expected:
-            told = f"{folder.name}/{name}: found {found}, expected {expected}"
-            raise FtlibError(f"{told}, as {NAME} has it; write the folder again")
+            told = f"{folder.name}/{name}: found {found.get('size', 'no')} bytes"
+            raise FtlibError(f"{told}, expected the file as {NAME} has it; write the folder again")
 
 
 def is_complete(folder: Path) -> bool:
@@ -68,9 +56,9 @@ def is_complete(folder: Path) -> bool:
     return True
 
 
-def _describe(path: Path) -> Entry:
+def _describe(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
-    return Entry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def _flush(path: Path) -> None:

@@ -19,19 +19,16 @@ _SECRET_NAME = re.compile(
 )
 _ABOUT_A_SECRET = re.compile(r"_(?:DIR|FILE|ID|NAME|PATH|TYPE|URI|URL)$")
 # No pattern runs over a quote, a backslash or "<", so JSON and HTML stay whole.
-_SHAPES = [
-    re.compile(pattern)
-    for pattern in (
-        r"()(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}(?:\.[\w-]+)*",  # Hugging Face
-        r"()rehearsal_[\w-]{32}",
-        r"()eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # a JSON web token, as Azure's are
-        r"([Bb]earer(?:\s|%20|\+)+)[\w.~+/=-]{20,}",
-        r"(write_token(?:=|%3D))[\w.~%-]{8,}",  # trackio
-        r"(sig(?:=|%3D))[\w+/=%-]{20,}",  # the signature of an Azure link
-        r"(AccountKey(?:=|%3D))[\w+/=%-]{20,}",
-        r"(://)[^\s/:@\"'\\<>]+:[^\s/@\"'\\<>]+(?=@)",  # name and password in an address
-    )
-]
+_SHAPES = (
+    r"()(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}(?:\.[\w-]+)*",  # Hugging Face
+    r"()rehearsal_[\w-]{32}",
+    r"()eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # a JSON web token, as Azure's are
+    r"([Bb]earer(?:\s|%20|\+)+)[\w.~+/=-]{20,}",
+    r"(write_token(?:=|%3D))[\w.~%-]{8,}",  # trackio
+    r"(sig(?:=|%3D))[\w+/=%-]{20,}",  # the signature of an Azure link
+    r"(AccountKey(?:=|%3D))[\w+/=%-]{20,}",
+    r"(://)[^\s/:@\"'\\<>]+:[^\s/@\"'\\<>]+(?=@)",  # name and password in an address
+)
 _STORED = re.compile(r"^\s*(?:hf_token|refresh_token)\s*[=:]\s*(\S+)", re.MULTILINE)
 _seen: set[str] = set()  # also what `start` has hidden from a rehearsal
 
@@ -41,7 +38,7 @@ def redact(text: str) -> str:
     for form in _forms(known_secrets()):
         text = text.replace(form, REMOVED)
     for shape in _SHAPES:
-        text = shape.sub(rf"\1{REMOVED}", text)
+        text = re.sub(shape, rf"\1{REMOVED}", text)
     return text
 
 

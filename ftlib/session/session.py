@@ -17,7 +17,7 @@ from ftlib.session import device, kernel, manifest, parameters, records, redacti
 
 OUTPUT_ROOT = "outputs"
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
-HUB_VARIABLES = ("HF_", "HUGGING", "_HF_")
+ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Session:
         """Where the whole model goes: the CPU or this process's GPU; FtlibError if torch finds none."""
         if self.profile.train.use_cpu:
             return "cpu"
-        device.check_gpu()
+        found, advice = device.driver()
+        if advice:
+            raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
         return f"cuda:{self.local_rank}"
 
     @property
@@ -113,27 +115,20 @@ class Session:
 _current: Session | None = None
 
 
-def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) -> Session:
-    """Prepare a notebook's kernel for a profile; calling it again with the same profile changes nothing.
-
-    Args:
-        profile: a shipped profile's name, the path of a `.toml` file, or a loaded profile.
-        output_root: parent of the run's folder; a relative path is taken from the project's folder.
-    """
+def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session:
+    """Prepare a notebook's kernel for a profile, a shipped one or a `.toml` file; a second call changes nothing."""
     global _current
     kernel.handle_errors(explain)
     redaction.known_secrets()  # of which a rehearsal hides those of the person from now on
     parameters.check(kernel.executed_cells())
-    wanted = profile if isinstance(profile, Profile) else profiles.load(profile)
-    root = project_root()
+    wanted, root = profiles.load(profile), project_root()
     output_dir = root / output_root / wanted.name
     if _current is not None:
         if (_current.profile, _current.output_dir) != (wanted, output_dir):
             found = f"profile {_current.profile.name} and writes to {_current.relative(_current.output_dir)}"
             raise FtlibError(f"this kernel already works with {found}; restart it to change either")
         return _current
-    asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
-    asked_for = os.path.relpath(asked_for, root) if asked_for.endswith(".toml") else asked_for
+    asked_for = os.path.relpath(profile, root) if str(profile).endswith(".toml") else str(profile)
     _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
     if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
         print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")
@@ -148,15 +143,12 @@ def _begin(profile: Profile, asked_for: str, root: Path, output_root: str, outpu
     except OSError as error:
         found = f"output_root = {output_root!r}: no folder can be made there ({error.strerror})"
         raise FtlibError(f"{found}; name another place") from None
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    rank, local_rank, world_size = (int(os.environ.get(name, alone)) for name, alone in ranks.items())
-    choose = device.use_one_gpu if world_size == 1 else device.visible_gpus  # of several ranks each has its own
+    ranks = [int(os.environ.get(name, alone)) for name, alone in ALONE.items()]
+    choose = device.use_one_gpu if ranks[-1] == 1 else device.visible_gpus  # of several ranks each has its own
     gpus = 0 if profile.train.use_cpu else len(choose())
     hub_url, servers = _connect(profile, output_dir)
     _prepare_libraries(profile, output_dir)
-    return Session(
-        profile, asked_for, root, output_root, output_dir, hub_url, rank, local_rank, world_size, gpus, servers
-    )
+    return Session(profile, asked_for, root, output_root, output_dir, hub_url, *ranks, gpus, servers)
 
 
 def explain(error: BaseException) -> str:
@@ -174,7 +166,7 @@ def project_root() -> Path:
 
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
-    """Point the Hugging Face libraries at the profile's Hub; returns its address and what must be kept alive."""
+    """Point Hugging Face's libraries at the profile's Hub; returns its address and what must be kept alive."""
     endpoint, servers = profile.hub.endpoint, []
     constants = sys.modules.get("huggingface_hub.constants")  # which reads the environment
     if constants and endpoint != constants.ENDPOINT:
@@ -198,17 +190,16 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
 
 def _isolate(token: str, cache: Path) -> None:
     """Leave the person's own token, cache and Hub settings untouched and unseen in a rehearsal."""
-    for name in [name for name in os.environ if name.startswith(HUB_VARIABLES)]:
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "_HF_"))]:
         del os.environ[name]
     os.environ |= {
         "HF_TOKEN": token,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or load_dataset would report the download to a server
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # everything is on this machine: there is nothing to wait for
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
+        # Everything is on this machine: there is nothing to wait for.
+        **dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1"),
     }
 
 
@@ -219,9 +210,8 @@ def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep, and leave the cores to others
     if profile.model.attn_implementation == "flex_attention":
         device.compile_for_many_shapes()
-    # peft 0.21 still asks transformers 5.23 by the old name.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    # Widgets, which it asks for, do not survive in a saved notebook.
-    warnings.filterwarnings("ignore", message="IProgress not found")
+    # peft 0.21 still asks transformers 5.23 by the old name; and widgets do not survive in a saved notebook.
+    for message in ("`is_gradient_checkpointing` is deprecated", "IProgress not found"):
+        warnings.filterwarnings("ignore", message=message)
     # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.
     logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)

@@ -9,8 +9,7 @@ from ftlib.session.session import Session
 def start(session: Session) -> str:
     """Open the run that training logs to, on rank 0, and return the run's name.
 
-    Trainer would open it too. But in a notebook trackio by default shows a dashboard, whose link carries a write token,
-    and its greeting names folders of this machine: both would be saved with the notebook.
+    Where Trainer opens it, trackio shows a dashboard's link with a write token and names folders of this machine.
     """
     import trackio
 
