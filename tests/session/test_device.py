@@ -16,7 +16,7 @@ MEGABYTES = 1_000_000
 @pytest.mark.parametrize(
     ("variable", "found", "left"),
     [
-        (None, ["0", "1", "2", "3"], "0"),
+        ("0,1,2,3", ["0", "1", "2", "3"], "0"),
         ("2,3", ["2", "3"], "2"),
         ("GPU-8a,GPU-9b,-1,0", ["GPU-8a", "GPU-9b"], "GPU-8a"),
         ("", [], ""),
@@ -25,16 +25,14 @@ MEGABYTES = 1_000_000
     ],
 )
 def test_a_process_is_left_one_of_the_gpus_that_it_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, found: list[str], left: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, found: list[str], left: str
 ) -> None:
     program = tmp_path / "nvidia-smi"
     row = "NVIDIA A100 80GB PCIe, 580.95.05, 81920, [N/A]"
     program.write_text(f"#!/bin/sh\nfor gpu in 0 1 2 3; do echo '{row}'; done\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path) + ":" + os.environ["PATH"])
-    monkeypatch.setenv(device.VISIBLE, variable or "")
-    if variable is None:
-        monkeypatch.delenv(device.VISIBLE)
+    monkeypatch.setenv(device.VISIBLE, variable)
     assert device.installed_gpus()[0] == InstalledGpu("NVIDIA A100 80GB PCIe", "580.95.05", 81920, 0)
     assert device.use_one_gpu() == found
     assert os.environ[device.VISIBLE] == left

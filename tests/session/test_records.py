@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.errors import FtlibError
 from ftlib.session import records
 
 OLD, NAME = {"old": 1}, "03_load_model"
@@ -31,10 +30,3 @@ def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         records.write(tmp_path, NAME, {"new": 2})
     assert records.read(tmp_path, NAME) == OLD
-
-
-def test_a_missing_record_names_the_notebook_and_no_place_on_the_machine(tmp_path: Path) -> None:
-    with pytest.raises(
-        FtlibError, match=r"^no record of 03_load_model in tiny/records; run 03_load_model.ipynb to its"
-    ):
-        records.read(tmp_path / "outputs/tiny/records", NAME)
