@@ -108,15 +108,6 @@ def test_one_gpu_and_four_gather_the_same_rows() -> None:
         profile.accumulation_steps(3)
 
 
-def test_compare_shows_exactly_what_differs() -> None:
-    table = profiles.compare("tiny", "gpt-oss-20b")
-    assert list(table.columns) == ["tiny", "gpt-oss-20b"]
-    assert table.loc["recipe.expert_layers", "gpt-oss-20b"] == (7, 15, 23)
-    tiny, large = profiles.load("tiny").model_dump(), profiles.load("gpt-oss-20b").model_dump()
-    keys = [(section, key) for section in set(tiny) - {"name"} for key in tiny[section]]
-    assert set(table.index) == {f"{part}.{key}" for part, key in keys if tiny[part][key] != large[part][key]}
-
-
 def test_a_local_data_set_lies_beside_the_file_that_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when another file, somewhere else, extends that one; and it inherits no commit."""
     path = write('extends = "tiny"\n[data]\ndataset = "rows/mine.jsonl"\n')
@@ -127,13 +118,7 @@ def test_a_local_data_set_lies_beside_the_file_that_names_it(write: Write, monke
         assert (data.is_local, data.shown) == (True, "mine.jsonl")
 
 
-@pytest.mark.parametrize("dataset", ["./rows", "../rows", "~/rows", "/rows", "a.json", "b/c.parquet"])
-def test_a_path_is_told_from_a_hub_id(write: Write, dataset: str) -> None:
-    data = profiles.load(write(f'extends = "tiny"\n[data]\ndataset = "{dataset}"\n')).data
-    assert data.is_local
-    assert Path(data.dataset).is_absolute()
-
-
-def test_a_key_is_found_in_its_section() -> None:
-    keys = ("learning_rate", "weight_decay", "lora_dropout", "columns", "learning")
-    assert [profiles.section_of(key) for key in keys] == ["train", "train", "lora", "data", ""]
+def test_a_path_is_told_from_a_hub_id(write: Write) -> None:
+    for dataset in ("./rows", "../rows", "~/rows", "/rows", "a.json", "b/c.parquet"):
+        data = profiles.load(write(f'extends = "tiny"\n[data]\ndataset = "{dataset}"\n')).data
+        assert Path(data.dataset).is_absolute()

@@ -1,4 +1,4 @@
-"""Which GPUs a process is left with, and how memory is measured on a CPU, where nobody keeps count."""
+"""Which GPUs a process is left with."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,6 @@ import torch
 from ftlib.errors import FtlibError
 from ftlib.session import device
 from ftlib.session.device import InstalledGpu
-
-MEGABYTES = 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -50,16 +48,3 @@ def test_it_is_too_late_once_torch_uses_several_gpus(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(FtlibError, match=r"torch already uses several GPUs; restart the kernel"):
         device.use_one_gpu()
-
-
-def test_peak_is_the_most_that_was_held_at_once_above_what_was_held_before() -> None:
-    held = torch.ones(50 * MEGABYTES, dtype=torch.uint8)
-
-    def work() -> None:
-        first = held[: 10 * MEGABYTES].clone()
-        del first
-        second = torch.ones(4 * MEGABYTES, dtype=torch.uint8)
-        third = torch.ones(8 * MEGABYTES, dtype=torch.uint8)
-        del second, third
-
-    assert device.peak_above(work, use_cpu=True) == 12 * MEGABYTES

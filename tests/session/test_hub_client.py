@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
@@ -48,17 +46,6 @@ def test_a_push_that_would_fail_or_be_seen_is_refused_with_what_to_do(
         assert refusal("rehearsal/gpt-oss-tiny", private=False).startswith("the Hub answers 403 Forbidden; use a token")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "q" * 30)
     assert refusal().startswith("the Hub answers 401 Unauthorized; run `hf auth login`")
-
-
-def test_an_error_is_explained_through_what_it_caused_and_only_if_it_is_the_hubs() -> None:
-    response = httpx2.Response(404, request=httpx2.Request("GET", "http://hub"))
-    missing = OSError("secret is not a local folder")
-    missing.__cause__ = HfHubHTTPError("secret", response=response)
-    expected = "the Hub answers 404 Not Found; check hub.push_target and hub.model, and that your token may see them"
-    then = "then run `ftlib push`; the saved adapter is complete and unchanged"
-    assert hub_client.explain(missing) == expected
-    assert hub_client.explain(missing, "ftlib push") == f"{expected}, {then}"
-    assert [hub_client.explain(error) for error in (OSError("disk"), ValueError(), KeyboardInterrupt())] == ["", "", ""]
 
 
 @pytest.mark.parametrize(("owner", "allowed"), [("ada", True), ("lab", False)])

@@ -9,15 +9,6 @@ from ftlib.session import records
 OLD, NAME = {"old": 1}, "03_load_model"
 
 
-def test_what_is_written_is_read_and_replaces_what_was_there(tmp_path: Path) -> None:
-    values = {"agreement": 0.975, "global_step": 63, "examples": [{"final": "Où ?"}], "hub_repo": None}
-    records.write(tmp_path / "records", NAME, OLD)
-    path = records.write(tmp_path / "records", NAME, values)
-    assert records.read(tmp_path / "records", NAME) == values
-    assert "Où ?" in path.read_text(encoding="utf-8"), "people read this file, too"
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records.write(tmp_path, NAME, OLD)
     write_text = Path.write_text
