@@ -10,8 +10,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ftlib import profiles
 from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError
+from ftlib.session import records
 from ftlib.session.redaction import redact
 from ftlib.session.session import explain, project_root, start
 
@@ -64,10 +66,9 @@ def plan(
     from ftlib.azureml import skus
     from ftlib.machine import planner
 
-    wanted = session.profile
-    on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
-    found = on_sku or planner.here(session, nproc, rows)
-    items, across = Table("memory", "peak", title=found.machine.name), planner.across_skus(wanted, rows)
+    rented = planner.rented(skus.get(sku), session.profile) if sku else None
+    found = planner.plan(session.profile, rented, nproc, rows) if rented else planner.here(session, nproc, rows)
+    items, across = Table("memory", "peak", title=found.machine.name), planner.across_skus(session.profile, rows)
     for name, size in found.items.items():
         items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
     machines = Table(*across.columns, box=SIMPLE, pad_edge=False, collapse_padding=True)
@@ -103,25 +104,21 @@ def bench(
     session = start(profile, output_root)
     from transformers.utils import logging
 
-    from ftlib.runner import bench
-    from ftlib.runner.execution import shown
-    from ftlib.session import records
+    from ftlib.runner import bench, execution
 
     logging.set_verbosity_error()
     console = Console()
     result = bench.run(profile, rounds, updates, console)
     written = records.write(session.output_dir, "bench", result)
-    console.print(bench.table(result), shown(written), sep="\n", highlight=False)
+    console.print(bench.table(result), execution.shown(written), sep="\n", highlight=False)
 
 
 @app.command()
 def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Write the HTML report of a run from its notebooks and records."""
-    from ftlib import profiles
-    from ftlib.runner.execution import shown
-    from ftlib.runner.report import write
+    from ftlib.runner import execution, report
 
-    print(shown(write(project_root() / output_root / profiles.load(profile).name)))
+    print(execution.shown(report.write(project_root() / output_root / profiles.load(profile).name)))
 
 
 def main() -> None:

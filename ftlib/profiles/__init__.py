@@ -88,10 +88,7 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for named, pin in PINNED.items():
-        if named in changes:
-            merged.pop(pin, None)
+    merged = {key: value for key, value in base.items() if key not in {PINNED.get(name) for name in changes}}
     for key, value in changes.items():
         both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _overlay(base[key], value) if both_sections else value
@@ -110,5 +107,4 @@ def _explain(error: ValidationError) -> str:
         return f"{where}.{first['ctx']['error']}".lstrip(".")
     expected = first["msg"].removeprefix("Value error, ")
     quoted = isinstance(first["input"], str) and not first["type"].startswith(("string", "literal", "value"))
-    hint = "; write it without quotes" if quoted else ""
-    return f"{where} = {first['input']!r}: {expected[0].lower()}{expected[1:]}{hint}"
+    return f"{where} = {first['input']!r}: {expected[0].lower()}{expected[1:]}{'; write it without quotes' * quoted}"

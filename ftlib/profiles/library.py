@@ -11,26 +11,22 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ftlib.errors import nearest
 
-# Each call's dataclass after those it inherits from, by package, file and class.
-CLASSES = {
-    "SFTConfig": (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-    "LoraConfig": (
-        ("peft", "config.py", "PeftConfigMixin"),
-        ("peft", "config.py", "PeftConfig"),
-        ("peft", "tuners/lora/config.py", "LoraConfig"),
-    ),
-}
+# Each call's dataclass after those it inherits from: call, package, file and class.
+CLASSES = (
+    ("SFTConfig", "transformers", "training_args.py", "TrainingArguments"),
+    ("SFTConfig", "trl", "trainer/base_config.py", "_BaseConfig"),
+    ("SFTConfig", "trl", "trainer/sft_config.py", "SFTConfig"),
+    ("LoraConfig", "peft", "config.py", "PeftConfigMixin"),
+    ("LoraConfig", "peft", "config.py", "PeftConfig"),
+    ("LoraConfig", "peft", "tuners/lora/config.py", "LoraConfig"),
+)
 
 
 @cache
 def arguments(call: str) -> dict[str, Any]:
     """The arguments that a call accepts, each with its type; Any where that is the library's own."""
     found: dict[str, Any] = {}
-    for package, file, name in CLASSES[call]:
+    for _, package, file, name in (row for row in CLASSES if row[0] == call):
         body = _classes(package, file)[name].body
         fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
         found |= {ast.unparse(field.target): _type(ast.unparse(field.annotation)) for field in fields}

@@ -191,9 +191,10 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> Self:
-        for section, used in {"model": self.model, "measure": self.measure}.items():
-            if self.train.use_cpu and used.attn_implementation != "eager":
-                found = f"{section}.attn_implementation = {used.attn_implementation!r}"
+        used = {"model": self.model.attn_implementation, "measure": self.measure.attn_implementation}
+        for section, attention in used.items():
+            if self.train.use_cpu and attention != "eager":
+                found = f"{section}.attn_implementation = {attention!r}"
                 raise ValueError(f"{found} needs a GPU; with train.use_cpu use 'eager'")
         return self
 
@@ -201,8 +202,8 @@ class Profile(Section):
         """Micro-batches to gather before each update, so that one process and `world_size` train the same thing."""
         wanted, held = self.recipe.effective_batch_size, self.train.per_device_train_batch_size
         if wanted % (held * world_size):
+            found = f"{wanted} is not a multiple of train.per_device_train_batch_size × processes = {held} ×"
             raise FtlibError(
-                f"recipe.effective_batch_size {wanted} is not a multiple of train.per_device_train_batch_size × "
-                f"processes = {held} × {world_size} = {held * world_size}; change one of the three"
+                f"recipe.effective_batch_size {found} {world_size} = {held * world_size}; change one of these"
             )
         return wanted // (held * world_size)

@@ -17,7 +17,6 @@ from ftlib.errors import FtlibError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
 OLDEST_DRIVER = {12: 525, 13: 580}  # for each major version of CUDA, from NVIDIA's page on compatibility
-
 RECOMPILE_LIMIT = 64  # shapes that flex attention may be compiled for: training meets 6 to 8, and torch stops after 8
 
 

@@ -48,13 +48,12 @@ class PatientClient(httpx2.Client):
             try:
                 return self._attempt(request, options)
             except may_pass as error:
-                is_answer = isinstance(error, HfHubHTTPError)
                 late = len(waits) < len(WAITS_S) and time.monotonic() - begun > LONGEST_S
-                if (late or not waits) and is_answer:
+                if (late or not waits) and isinstance(error, HfHubHTTPError):
                     raise
                 if late or not waits:  # huggingface_hub's own retries, which would begin again, let this one through
                     raise httpx2.TransportError(str(error), request=request) from error
-                asked = error.response.headers.get("Retry-After", "") if is_answer else ""
+                asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
                 print(f"{_told(error)}; trying again", file=sys.stderr)
                 time.sleep(max(waits.pop(0), min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
 

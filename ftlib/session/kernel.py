@@ -10,8 +10,7 @@ from ftlib.session.redaction import redact
 
 def executed_cells() -> list[str]:
     """The source of the cells that have run in this kernel; empty outside a notebook."""
-    shell = _shell()
-    return list(shell.user_ns["In"]) if shell else []
+    return list(shell.user_ns["In"]) if (shell := _shell()) else []
 
 
 def handle_errors(explain: Callable[[BaseException], str]) -> None:
@@ -33,5 +32,4 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
 
 
 def _shell() -> Any:
-    # Where nothing has imported IPython, this is no notebook.
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -1,12 +1,10 @@
-"""`manifest.json`: the checksums that show whether a folder's files are complete and unchanged.
-
-It is written last and in one step, so a folder whose writing was interrupted has none.
-"""
+"""`manifest.json`: checksums, written last and in one step, that show whether a folder is complete and unchanged."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,7 @@ def write(folder: Path, names: Iterable[str]) -> None:
     if missing:
         raise FtlibError(f"{folder.name}/ lacks {missing}, expected them there for its {NAME}; write them first")
     unfinished = path.with_suffix(".part")
-    content = json.dumps({name: _describe(folder / name) for name in listed}, indent=2)
-    unfinished.write_bytes(f"{content}\n".encode())
+    unfinished.write_bytes(json.dumps({name: _describe(folder / name) for name in listed}, indent=2).encode() + b"\n")
     for written in (*(folder / name for name in listed), unfinished):
         _flush(written)
     unfinished.replace(path)
@@ -49,11 +46,10 @@ def verify(folder: Path) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether the folder has a manifest, and every file in it is there and unchanged."""
-    try:
+    with suppress(FtlibError):
         verify(folder)
-    except FtlibError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -14,9 +15,7 @@ REMOVED = "[secret removed]"
 MIN_LENGTH = 8  # shorter values are switches and everyday words
 MIN_DIFFERENT = 4  # characters; "xxxxxxxx" is a placeholder
 # Whole words, so not TOKENIZERS_PARALLELISM or MONKEY; and HF_TOKEN_PATH or KEY_ID hold no secret themselves.
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|(?:API)?KEY|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(?:_|$)"
-)
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|(API)?KEY|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(_|$)")
 _ABOUT_A_SECRET = re.compile(r"_(?:DIR|FILE|ID|NAME|PATH|TYPE|URI|URL)$")
 # No pattern runs over a quote, a backslash or "<", so JSON and HTML stay whole.
 _SHAPES = (
@@ -53,7 +52,7 @@ def known_secrets() -> frozenset[str]:
 def _in_environment() -> Iterator[str]:
     for name, value in os.environ.copy().items():
         is_path = os.path.exists(value)  # noqa: PTH110 (Path.exists fails on some texts that are no path)
-        if _SECRET_NAME.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not is_path:
+        if _SECRET.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not is_path:
             yield value
 
 
@@ -62,16 +61,11 @@ def _in_cached_login() -> Iterator[str]:
     own = Path("~/.cache/huggingface/token")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     home = Path(os.environ.get("HF_HOME", cache))
-    for path in {own, cache / "token", home / "token", Path(os.environ.get("HF_TOKEN_PATH", own))}:
-        yield _content(path)
-        yield from _STORED.findall(_content(path.with_name("stored_tokens")))
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8", errors="replace")
-    except (OSError, RuntimeError):  # the latter where a person has no home
-        return ""
+    for token in {own, cache / "token", home / "token", Path(os.environ.get("HF_TOKEN_PATH", own))}:
+        for path in (token, token.with_name("stored_tokens")):
+            with suppress(OSError, RuntimeError):  # the latter where a person has no home
+                text = path.expanduser().read_text(encoding="utf-8", errors="replace")
+                yield from [text] if path == token else _STORED.findall(text)
 
 
 @lru_cache(maxsize=8)

@@ -17,7 +17,6 @@ from ftlib.session import device, kernel, manifest, parameters, records, redacti
 
 OUTPUT_ROOT = "outputs"
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
-ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,12 @@ def _begin(profile: Profile, asked_for: str, root: Path, output_root: str, outpu
     except OSError as error:
         found = f"output_root = {output_root!r}: no folder can be made there ({error.strerror})"
         raise FtlibError(f"{found}; name another place") from None
-    ranks = [int(os.environ.get(name, alone)) for name, alone in ALONE.items()]
-    choose = device.use_one_gpu if ranks[-1] == 1 else device.visible_gpus  # of several ranks each has its own
+    rank, local_rank, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    choose = device.use_one_gpu if world <= 1 else device.visible_gpus  # of several ranks each has its own
     gpus = 0 if profile.train.use_cpu else len(choose())
-    hub_url, servers = _connect(profile, output_dir)
+    url, servers = _connect(profile, output_dir)
     _prepare_libraries(profile, output_dir)
-    return Session(profile, asked_for, root, output_root, output_dir, hub_url, *ranks, gpus, servers)
+    return Session(profile, asked_for, root, output_root, output_dir, url, rank, local_rank, world or 1, gpus, servers)
 
 
 def explain(error: BaseException) -> str:
@@ -178,8 +177,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
         hub.start()
         endpoint, servers = hub.endpoint, [hub]
         _isolate(hub.token, output_dir / "huggingface")
-    os.environ["HF_ENDPOINT"] = endpoint
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     from huggingface_hub import set_client_factory
 
     from ftlib.session.hub_client import PatientClient

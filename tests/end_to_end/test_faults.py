@@ -38,16 +38,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub_client, "PATIENCE_S", dict.fromkeys(("connect", "read", "write", "pool"), 1.0))
         set_client_factory(hub_client.PatientClient)
+        monkeypatch.setattr(time, "sleep", hub.waits.append)
         yield hub
         set_client_factory(default_client_factory)
-
-
-@pytest.fixture
-def waits(hub: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that would have been waited, by us and by huggingface_hub."""
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
 
 
 @pytest.fixture
@@ -93,7 +86,6 @@ def test_a_push_that_meets_a_fault(
     told: str,  # if it does not pass
     hub: FaultyHub,
     adapter: Path,
-    waits: list[float],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -104,41 +96,39 @@ def test_a_push_that_meets_a_fault(
     said = capsys.readouterr().err.splitlines()
     assert hub.failed >= 1
     assert hub.token not in str(said)
-    assert sum(waits) <= 20, "nobody waits longer"
+    assert sum(hub.waits) <= 20, "nobody waits longer"
     if told:
         assert (code, len([line for line in said if not line.endswith("trying again")])) == (1, 1)
         assert said[-1].startswith(f"error: {told}")
         command = said[-1].split("`")[-2]
         assert said[-1].endswith(f", then run `{command}`; {THEN}")
     else:
-        assert (code, waits, len(said)) == (0, [1], 1)
+        assert (code, hub.waits, len(said)) == (0, [1], 1)
     hub.recover()
     assert ftlib(monkeypatch, command) == 0, "as often as one likes"
     assert capsys.readouterr().out.strip() == f"{hub.endpoint}/{REPO}"
     assert files_of(adapter) == before == files_of(Path(snapshot_download(REPO, cache_dir=adapter.parent / "cache")))
 
 
-def test_the_waits_grow_unless_the_hub_names_them_and_end(
-    hub: FaultyHub, adapter: Path, waits: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_waits_grow_unless_the_hub_names_them_and_end(hub: FaultyHub, capsys: pytest.CaptureFixture[str]) -> None:
     hub.fail("503", CREATE, math.inf)
     with pytest.raises(Exception, match="503"):
         HfApi().create_repo("mine")
-    assert waits == [1, 2, 4, 8]
+    assert hub.waits == [1, 2, 4, 8]
     assert capsys.readouterr().err == "the Hub answers 503 Service Unavailable; trying again\n" * 4
-    waits.clear()
+    hub.waits.clear()
     hub.fail("429", CREATE, 1)
     HfApi().create_repo("mine")
-    assert waits == [7], "as its Retry-After says"
+    assert hub.waits == [7], "as its Retry-After says"
     HfApi().create_repo("mine", exist_ok=True)
-    assert waits == [7], "a conflict that says that it exists is no fault"
+    assert hub.waits == [7], "a conflict that says that it exists is no fault"
 
 
 @pytest.mark.parametrize(
     ("fault", "request_"), [("reset", f"HEAD {WEIGHTS}"), ("cut short", f"GET {WEIGHTS}"), ("503", f"GET {WEIGHTS}")]
 )
 def test_a_pull_that_meets_a_fault_is_whole(
-    fault: str, request_: str, hub: FaultyHub, waits: list[float], adapter: Path, tmp_path: Path
+    fault: str, request_: str, hub: FaultyHub, adapter: Path, tmp_path: Path
 ) -> None:
     HfApi().create_repo(REPO)
     HfApi().upload_folder(repo_id=REPO, folder_path=adapter)
@@ -148,7 +138,7 @@ def test_a_pull_that_meets_a_fault_is_whole(
 
 
 def test_what_transformers_makes_of_a_fault_is_explained_and_a_cache_is_used_at_once(
-    hub: FaultyHub, adapter: Path, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultyHub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wraps what the Hub said into an OSError about something else."""
     cache = tmp_path / "cache"
@@ -158,8 +148,8 @@ def test_what_transformers_makes_of_a_fault_is_explained_and_a_cache_is_used_at_
     assert re.fullmatch(f"the Hub answers 503 Service Unavailable; .*{THEN}", session.explain(raised.value))
     hub.recover()
     path = hf_hub_download(MODEL_ID, "config.json", cache_dir=cache)
-    waits.clear()
+    hub.waits.clear()
     template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     assert hf_hub_download(MODEL_ID, "config.json", cache_dir=cache) == path
-    assert waits == [], "nobody is there, and the file is in the cache"
+    assert hub.waits == [], "nobody is there, and the file is in the cache"

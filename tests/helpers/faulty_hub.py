@@ -22,6 +22,7 @@ class FaultyHub(RehearsalHub):
     def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
         self._healthy, self._app = self._app, self
+        self.waits: list[float] = []  # the seconds that its clients would have waited
         self.recover()
 
     def fail(self, fault: str, request: str, times: float) -> None:

@@ -116,9 +116,3 @@ def test_a_local_data_set_lies_beside_the_file_that_names_it(write: Write, monke
         data = profiles.load(asked).data
         assert (data.dataset, data.revision) == (str(path.parent / "rows/mine.jsonl"), None)
         assert (data.is_local, data.shown) == (True, "mine.jsonl")
-
-
-def test_a_path_is_told_from_a_hub_id(write: Write) -> None:
-    for dataset in ("./rows", "../rows", "~/rows", "/rows", "a.json", "b/c.parquet"):
-        data = profiles.load(write(f'extends = "tiny"\n[data]\ndataset = "{dataset}"\n')).data
-        assert Path(data.dataset).is_absolute()
