@@ -10,12 +10,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+import ftlib
 from ftlib import profiles
 from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError
 from ftlib.session import records
 from ftlib.session.redaction import redact
-from ftlib.session.session import explain, project_root, start
+from ftlib.session.session import explain, project_root
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(azure, name="azure")
@@ -46,7 +47,7 @@ def run(
 @app.command()
 def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Push a run's finished adapter to the Hub, as notebook 05 does; after a failure it may be repeated at any time."""
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from ftlib.model import publish
 
     print(publish.push(session.profile, session.adapter_dir, session.command("push")))
@@ -62,7 +63,7 @@ def plan(
     rows: Annotated[int | None, typer.Option(min=1, help="Rows to train on, for a data set of your own.")] = None,
 ) -> None:
     """Predict whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from ftlib.azureml import skus
     from ftlib.machine import planner
 
@@ -82,7 +83,7 @@ def plan(
 @app.command()
 def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from ftlib.machine import doctor
 
     checks = doctor.report(session.profile, session.output_dir)
@@ -101,7 +102,7 @@ def bench(
     updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
     """Time the blog post's recipe beside this profile's and its fast one, on a model with random weights."""
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from transformers.utils import logging
 
     from ftlib.runner import bench, execution
