@@ -10,16 +10,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+import ftlib
+from ftlib import profiles
 from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError
+from ftlib.session import records
 from ftlib.session.redaction import redact
+from ftlib.session.session import explain, project_root
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(azure, name="azure")
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
-Nproc = Annotated[
-    int | None, typer.Option(help="Processes that train together, one per GPU; by default one for each GPU.")
-]
+Nproc = Annotated[int | None, typer.Option(help="Processes that train together; by default one for each GPU.")]
 OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 
 
@@ -38,20 +40,16 @@ def run(
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
-        index = report.write(output_dir)
-        console.print(f"\n{report.summary(output_dir)}", style="bold", highlight=False, soft_wrap=True)
-        console.print(
-            f"Report: {execution.shown(index)}\nOpen the notebooks: make lab", highlight=False, soft_wrap=True
-        )
+        written = f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: make lab"
+        console.print(f"\n[bold]{report.summary(output_dir)}[/]\n{written}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Push a run's finished adapter to the Hub, as notebook 05 does; after a failure it may be repeated at any time."""
-    from ftlib import start
+    session = ftlib.start(profile, output_root)
     from ftlib.model import publish
 
-    session = start(profile, output_root)
     print(publish.push(session.profile, session.adapter_dir, session.command("push")))
 
 
@@ -65,34 +63,27 @@ def plan(
     rows: Annotated[int | None, typer.Option(min=1, help="Rows to train on, for a data set of your own.")] = None,
 ) -> None:
     """Predict whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
-    from ftlib import start
-
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from ftlib.azureml import skus
     from ftlib.machine import planner
 
-    wanted = session.profile
-    on_sku = planner.plan(wanted, planner.rented(skus.get(sku), wanted), nproc, rows) if sku else None
-    found = on_sku or planner.here(session, nproc, rows)
-    console, items = Console(), Table("memory", "peak", title=found.machine.name)
-    machines = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    rented = planner.rented(skus.get(sku), session.profile) if sku else None
+    found = planner.plan(session.profile, rented, nproc, rows) if rented else planner.here(session, nproc, rows)
+    items, across = Table("memory", "peak", title=found.machine.name), planner.across_skus(session.profile, rows)
     for name, size in found.items.items():
         items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
-    across = planner.across_skus(wanted, rows)
-    for column in across.columns:
-        machines.add_column(column, no_wrap=column == "machine")
+    machines = Table(*across.columns, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    machines.columns[0].no_wrap = True
     for row in across.astype(str).itertuples(index=False):
         machines.add_row(*row)
-    console.print(items, *planner.explain(found, price), machines, sep="\n", highlight=False, soft_wrap=True)
+    Console().print(items, *planner.explain(found, price), machines, sep="\n", highlight=False, soft_wrap=True)
     raise typer.Exit(int(not found.fits))
 
 
 @app.command()
 def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
-    from ftlib import start
-
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from ftlib.machine import doctor
 
     checks = doctor.report(session.profile, session.output_dir)
@@ -111,31 +102,24 @@ def bench(
     updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
     """Time the blog post's recipe beside this profile's and its fast one, on a model with random weights."""
-    from ftlib import start
-
-    session = start(profile, output_root)
+    session = ftlib.start(profile, output_root)
     from transformers.utils import logging
 
-    from ftlib.runner import bench
-    from ftlib.runner.execution import shown
-    from ftlib.session import records
+    from ftlib.runner import bench, execution
 
     logging.set_verbosity_error()
     console = Console()
     result = bench.run(profile, rounds, updates, console)
     written = records.write(session.output_dir, "bench", result)
-    console.print(bench.table(result), shown(written), sep="\n", highlight=False)
+    console.print(bench.table(result), execution.shown(written), sep="\n", highlight=False)
 
 
 @app.command()
 def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
     """Write the HTML report of a run from its notebooks and records."""
-    from ftlib import profiles
-    from ftlib.runner.execution import shown
-    from ftlib.runner.report import write
-    from ftlib.session.session import project_root
+    from ftlib.runner import execution, report
 
-    print(shown(write(project_root() / output_root / profiles.load(profile).name)))
+    print(execution.shown(report.write(project_root() / output_root / profiles.load(profile).name)))
 
 
 def main() -> None:
@@ -143,8 +127,6 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from ftlib.session.session import explain
-
         line = str(error) if isinstance(error, FtlibError) else explain(error)
         print(redact(f"error: {line}" if line else traceback.format_exc().rstrip()), file=sys.stderr)
         sys.exit(1)

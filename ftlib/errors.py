@@ -6,10 +6,6 @@ import difflib
 class FtlibError(Exception):
     """A mistake or a missing prerequisite, in one line: what was found, what was expected, how to fix it."""
 
-    def _render_traceback_(self) -> list[str]:
-        """Let Jupyter print the line alone: the frames below it point into ftlib, where there is nothing to fix."""
-        return [f"{type(self).__name__}: {self}"]
-
 
 def nearest(name: str, valid: list[str]) -> str:
     """A hint for a name that is not valid: the valid name that looks most like it, or all of them."""

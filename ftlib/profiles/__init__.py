@@ -1,8 +1,7 @@
 """Profiles: every value in which a rehearsal on a laptop and a run on the A100s differ, and nothing else.
 
-A profile is a TOML file. `tiny` and `gpt-oss-20b` are shipped; your own file may say `extends = "gpt-oss-20b"` and only
-what differs. `[train]` and `[lora]` are passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept
-can be set.
+A profile is a TOML file; your own may say `extends = "gpt-oss-20b"` and only what differs. `[train]` and `[lora]` are
+passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept can be set.
 """
 
 import os
@@ -19,19 +18,7 @@ from ftlib.profiles.schema import DATA_SUFFIXES, ColumnRole, Data, Hub, Lora, Me
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "DATA_SUFFIXES",
-    "ColumnRole",
-    "Data",
-    "Hub",
-    "Measure",
-    "Profile",
-    "compare",
-    "load",
-    "section_of",
-    "shipped",
-]
-
+__all__ = ["DATA_SUFFIXES", "ColumnRole", "Data", "Hub", "Measure", "Profile"]
 FOLDER = Path(__file__).parent
 # A value and the commit that it is pinned to: a file that names another value does not inherit the old one's commit.
 PINNED = {"model": "model_revision", "dataset": "revision"}
@@ -65,11 +52,7 @@ def shipped() -> list[str]:
 
 
 def load(name: str | Path) -> Profile:
-    """Read a profile by its shipped name or by the path of a `.toml` file.
-
-    Raises:
-        FtlibError: there is none, it is not TOML, extends itself, or has an unknown name, a wrong type or value.
-    """
+    """Read a profile by its shipped name or by the path of a `.toml` file; FtlibError names the first mistake."""
     values = _read(str(name), seen=())
     for old, new in RENAMED.items():
         part, key = old.split(".")
@@ -82,20 +65,13 @@ def load(name: str | Path) -> Profile:
 
 
 def compare(first: str, second: str) -> "pd.DataFrame":
-    """The values in which two profiles differ.
-
-    Returns:
-        Index value (`section.key`), one column a profile.
-    """
+    """The values in which two profiles differ: index value (`section.key`), one column a profile."""
     import pandas as pd
 
-    frame = pd.DataFrame({name: _flat(load(name)) for name in (first, second)}).rename_axis("value")
+    values = {name: load(name).model_dump(exclude={"name"}) for name in (first, second)}
+    columns = {name: pd.json_normalize(sections, max_level=1).T[0] for name, sections in values.items()}
+    frame = pd.concat(columns, axis=1).rename_axis("value")
     return frame[frame[first].map(str) != frame[second].map(str)]
-
-
-def _flat(profile: Profile) -> dict[str, Any]:
-    sections = {name: values for name, values in profile.model_dump().items() if isinstance(values, dict)}
-    return {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
 
 
 def section_of(key: str) -> str:
@@ -111,20 +87,13 @@ def _keys(section: str) -> list[str]:
     return list(getattr(field.annotation if field else Profile, "model_fields", {}))
 
 
-def _path(name: str) -> Path:
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
-        return path
-    if name not in shipped():
-        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
-    return FOLDER / f"{name}.toml"
-
-
 def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a profile file, laid over those of the file that it extends."""
-    path = _path(name).resolve()
+    path = (Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml").resolve()
+    if not name.endswith(".toml") and name not in shipped():
+        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
+    if not path.is_file():
+        raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
     if path in seen:
         raise FtlibError(f"profile {path.name} extends itself; let it extend one of {shipped()}")
     try:
@@ -133,26 +102,20 @@ def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FtlibError(f"profile {name}: not valid TOML: {error}") from None
     except OSError as error:
         raise FtlibError(f"profile {name}: cannot be read ({error.strerror}); check its permissions") from None
-    base = values.pop("extends", None)
     values.setdefault("name", path.stem)
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
         data["dataset"] = str((path.parent / os.path.expanduser(data["dataset"])).resolve())  # noqa: PTH111
-    if base is None:
+    if "extends" not in values:
         return values
-    if not isinstance(base, str):
-        raise FtlibError(
-            f"profile {name}: extends = {base!r}: expected one of {shipped()}, or the path of a .toml file"
-        )
+    if not isinstance(base := values.pop("extends"), str):
+        raise FtlibError(f"profile {name}: extends = {base!r}: expected one of {shipped()}, or a path")
     parent = path.parent / base if base.endswith(".toml") else base
     return _overlay(_read(str(parent), (*seen, path)), values)
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for named, pin in PINNED.items():
-        if named in changes:
-            merged.pop(pin, None)
+    merged = {key: value for key, value in base.items() if key not in {PINNED.get(name) for name in changes}}
     for key, value in changes.items():
         both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _overlay(base[key], value) if both_sections else value
@@ -171,5 +134,4 @@ def _explain(error: ValidationError) -> str:
         return f"{where}.{first['ctx']['error']}".lstrip(".")
     expected = first["msg"].removeprefix("Value error, ")
     quoted = isinstance(first["input"], str) and not first["type"].startswith(("string", "literal", "value"))
-    hint = "; write it without quotes" if quoted else ""
-    return f"{where} = {first['input']!r}: {expected[0].lower()}{expected[1:]}{hint}"
+    return f"{where} = {first['input']!r}: {expected[0].lower()}{expected[1:]}{'; write it without quotes' * quoted}"

@@ -11,40 +11,50 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ftlib.errors import nearest
 
-# Each call's dataclass after those it inherits from, by package, file and class.
-CLASSES = {
-    "SFTConfig": (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-    "LoraConfig": (
-        ("peft", "config.py", "PeftConfigMixin"),
-        ("peft", "config.py", "PeftConfig"),
-        ("peft", "tuners/lora/config.py", "LoraConfig"),
-    ),
-}
+# Each call's dataclass after those it inherits from: call, package, file and class.
+CLASSES = (
+    ("SFTConfig", "transformers", "training_args.py", "TrainingArguments"),
+    ("SFTConfig", "trl", "trainer/base_config.py", "_BaseConfig"),
+    ("SFTConfig", "trl", "trainer/sft_config.py", "SFTConfig"),
+    ("LoraConfig", "peft", "config.py", "PeftConfigMixin"),
+    ("LoraConfig", "peft", "config.py", "PeftConfig"),
+    ("LoraConfig", "peft", "tuners/lora/config.py", "LoraConfig"),
+)
 
 
 @cache
 def arguments(call: str) -> dict[str, Any]:
-    """The arguments that a call accepts, each with its type, or Any for a type of the library's own."""
+    """The arguments that a call accepts, each with its type; Any where that is the library's own."""
     found: dict[str, Any] = {}
-    for package, file, name in CLASSES[call]:
-        spec = importlib.util.find_spec(package)
-        source = Path(str(spec and spec.origin)).parent / file
-        classes = [
-            node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
-        ]
-        body = next(node.body for node in classes if node.name == name)
+    for _, package, file, name in (row for row in CLASSES if row[0] == call):
+        body = _classes(package, file)[name].body
         fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-        found |= {ast.unparse(field.target): _type(field.annotation) for field in fields}
+        found |= {ast.unparse(field.target): _type(ast.unparse(field.annotation)) for field in fields}
     return found
 
 
-def _type(annotation: ast.expr) -> Any:
+@cache
+def _classes(package: str, file: str) -> dict[str, ast.ClassDef]:
+    spec = importlib.util.find_spec(package)
+    source = (Path(str(spec and spec.origin)).parent / file).read_text(encoding="utf-8")
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _choices() -> dict[str, Any]:
+    """The texts that stand for each of transformers' enumerations."""
+    classes = _classes("transformers", "trainer_utils.py") | _classes("transformers", "training_args.py")
+    enums = {name: node.body for name, node in classes.items() if "ExplicitEnum" in map(ast.unparse, node.bases)}
+    values = {name: [line.value for line in body if isinstance(line, ast.Assign)] for name, body in enums.items()}
+    return {name: typing.Literal[*map(ast.literal_eval, texts)] for name, texts in values.items()}
+
+
+def _type(annotation: str) -> Any:
+    enum, _, rest = annotation.partition(" | ")
+    if enum in _choices() and rest == "str":
+        return _choices()[enum]
     try:
-        return eval(ast.unparse(annotation), {}, vars(typing))  # the library's own text, not a profile's
+        return eval(annotation, {}, vars(typing))  # the library's own text, not a profile's
     except NameError:
         return Any
 

@@ -11,14 +11,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from ftlib.errors import FtlibError
 from ftlib.profiles import library
 
-Share = Annotated[float, Field(ge=0, lt=1)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 REPO_ID = r"^[\w.-]+/[\w.-]+$"
 Attention = Literal["eager", "flex_attention"]
 Experts = Literal["eager", "grouped_mm", "batched_mm"]
 Dtype = Literal["bfloat16", "float32"]
 ColumnRole = Literal["prompt", "response", "system", "thinking", "reasoning_language"]
-"""What a column of a data set can hold."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -45,12 +43,12 @@ class CallSection(Section):
 
     model_config = ConfigDict(extra="allow")
     call: ClassVar[str]
+    # What notebook 4 fills in, or what would run other people's code or publish to an account.
     not_for_profiles: ClassVar[frozenset[str]]
-    """Arguments that notebook 4 fills in, or that would run other people's code or publish to an account."""
 
     @model_validator(mode="after")
     def _accepted_by_the_call(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
+        for name, value in self:
             if name in self.not_for_profiles:
                 raise ValueError(f"{name} cannot be set in a profile; leave it out")
             if reason := library.refusal(self.call, name, value):
@@ -69,21 +67,18 @@ class Hub(Section):
 
     @property
     def is_rehearsal(self) -> bool:
-        """Whether this is the rehearsal Hub on this machine."""
+        """Whether this is the Hub on this machine."""
         return self.endpoint == "rehearsal"
 
 
 class Data(Section):
-    """What is read, and what of it is held out for measuring.
-
-    `dataset` is a Hub id with its `revision`, or the path of a local file or folder, which has none.
-    """
+    """What is read, a Hub id with its commit or the path of a local file or folder, and what of it is held out."""
 
     dataset: str
     revision: Commit | None = None
     columns: dict[ColumnRole, str]
     on_bad_row: Literal["stop", "drop"]
-    held_out_share: Share
+    held_out_share: Annotated[float, Field(ge=0, lt=1)]
     template_date: Annotated[str, AfterValidator(_real_day)]
 
     @property
@@ -101,15 +96,10 @@ class Data(Section):
         if self.is_local and self.revision:
             raise ValueError(f"revision {self.revision} belongs to no local file; leave it out")
         if not self.is_local and not re.fullmatch(REPO_ID, self.dataset):
-            raise ValueError(
-                f"dataset {self.dataset!r} is neither a Hub id such as 'name/data' nor a path: a file ends in one of "
-                f"{', '.join(DATA_SUFFIXES)}, a folder begins with './'"
-            )
+            expected = f"a file ends in one of {', '.join(DATA_SUFFIXES)}, a folder begins with './'"
+            raise ValueError(f"dataset {self.dataset!r} is neither a Hub id such as 'name/data' nor a path: {expected}")
         if not self.is_local and not self.revision:
-            raise ValueError(
-                f"revision is missing: add the commit of {self.dataset}, 40 hex digits; its page on the Hub lists "
-                "them under 'Files and versions'"
-            )
+            raise ValueError(f"revision is missing: add the commit of {self.dataset}, 40 hex digits, from its page")
         return self
 
 
@@ -204,21 +194,16 @@ class Profile(Section):
         used = {"model": self.model.attn_implementation, "measure": self.measure.attn_implementation}
         for section, attention in used.items():
             if self.train.use_cpu and attention != "eager":
-                raise ValueError(
-                    f"{section}.attn_implementation = {attention!r} needs a GPU; with train.use_cpu use 'eager'"
-                )
+                found = f"{section}.attn_implementation = {attention!r}"
+                raise ValueError(f"{found} needs a GPU; with train.use_cpu use 'eager'")
         return self
 
     def accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches to gather before each update, so that one process and `world_size` train the same thing.
-
-        Raises:
-            FtlibError: the effective batch is not a multiple of the rows that all processes hold at once.
-        """
+        """Micro-batches to gather before each update, so that one process and `world_size` train the same thing."""
         wanted, held = self.recipe.effective_batch_size, self.train.per_device_train_batch_size
         if wanted % (held * world_size):
+            found = f"{wanted} is not a multiple of train.per_device_train_batch_size × processes = {held} ×"
             raise FtlibError(
-                f"recipe.effective_batch_size {wanted} is not a multiple of train.per_device_train_batch_size × "
-                f"processes = {held} × {world_size} = {held * world_size}; change one of the three"
+                f"recipe.effective_batch_size {found} {world_size} = {held * world_size}; change one of these"
             )
         return wanted // (held * world_size)

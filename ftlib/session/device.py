@@ -3,6 +3,7 @@
 import gc
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -15,10 +16,8 @@ from ftlib.errors import FtlibError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
-OLDEST_DRIVER = {12: 525, 13: 580}
-"""The oldest driver for each major version of CUDA, from NVIDIA's page on CUDA compatibility."""
-RECOMPILE_LIMIT = 64
-"""Shapes that flex attention may be compiled for. Training meets 6 to 8, and torch's own limit is 8."""
+OLDEST_DRIVER = {12: 525, 13: 580}  # for each major version of CUDA, from NVIDIA's page on compatibility
+RECOMPILE_LIMIT = 64  # shapes that flex attention may be compiled for: training meets 6 to 8, and torch stops after 8
 
 
 class InstalledGpu(NamedTuple):
@@ -44,9 +43,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that CUDA shows this process, by index or id; without nvidia-smi torch is asked how many there are."""
     installed = len(installed_gpus())
     indices = [str(index) for index in range(installed or gpus())]
-    if VISIBLE not in os.environ:
-        return indices
-    names = [name.strip() for name in os.environ[VISIBLE].split(",")]
+    names = [name.strip() for name in os.environ.get(VISIBLE, ",".join(indices)).split(",")]
     if not installed:
         return names[: len(indices)]
     # CUDA stops reading at the first name that is no GPU.
@@ -54,13 +51,7 @@ def visible_gpus() -> list[str]:
 
 
 def use_one_gpu() -> list[str]:
-    """Leave this process the first of its GPUs, before torch looks for them, and return all that there were.
-
-    Trainer would otherwise spread each batch over all of them, which TRL refuses.
-
-    Raises:
-        FtlibError: torch uses several already.
-    """
+    """Leave this process the first of its GPUs, before Trainer spreads each batch over all; returns what there were."""
     found = visible_gpus()
     if len(found) > 1:
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
@@ -86,29 +77,19 @@ def driver() -> tuple[str, str]:
     if gpus():
         return found, ""
     oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0) if cuda else 0
+    build = "`rm -r .venv && UV_TORCH_BACKEND={} make walkthrough`"
     if not installed:
         return found, "use a machine with an NVIDIA GPU and its driver, or rehearse with profile tiny"
     if not cuda:
-        return found, "install torch's CUDA build: `rm -r .venv && UV_TORCH_BACKEND=auto make walkthrough`"
+        return found, f"install torch's CUDA build: {build.format('auto')}"
     if int(version.split(".")[0]) < oldest:
-        another = "`rm -r .venv && UV_TORCH_BACKEND=cu126 make walkthrough`"
-        return found, f"CUDA {cuda} needs driver {oldest}: update it, or {another}"
+        return found, f"CUDA {cuda} needs driver {oldest}: update it, or {build.format('cu126')}"
     visible = os.environ.get(VISIBLE, "not set")
     return found, f"{VISIBLE} is {visible!r}; unset it, or name a GPU that `nvidia-smi` lists"
 
 
-def check_gpu() -> None:
-    """Make sure that torch can use a GPU; FtlibError with driver, torch and what to do if it cannot."""
-    found, advice = driver()
-    if advice:
-        raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
-
-
 def compile_for_many_shapes() -> None:
-    """Have flex attention compiled for every shape that training meets, and fail where there are more.
-
-    By default torch stops after 8 shapes and then, without an error, keeps every attention score in memory.
-    """
+    """Let flex attention fail where it is no longer compiled: it would keep every attention score in memory."""
     import torch._dynamo.config
 
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
@@ -122,9 +103,8 @@ def describe(use_cpu: bool = False, count: int = 1) -> str:
 
         return f"{count} × {torch.cuda.get_device_name(0)}"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+    known = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    return f"{os.cpu_count()} cores of {known[1] if known else platform.machine()}"
 
 
 def memory_bytes(use_cpu: bool = False) -> int:
@@ -145,10 +125,7 @@ def peak_memory_bytes() -> int:
 
 
 def peak_above(work: Callable[[], object], use_cpu: bool = False) -> int:
-    """The most memory that torch takes for tensors while `work` runs, above what it held before, in bytes.
-
-    On a CPU nobody keeps count, so the record of every allocation in torch's profiler is added up.
-    """
+    """The most memory that torch takes for tensors while `work` runs, above what it held before, in bytes."""
     import torch
 
     gc.collect()  # or garbage that is freed while the work runs would be taken off its peak
@@ -157,7 +134,8 @@ def peak_above(work: Callable[[], object], use_cpu: bool = False) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return int(torch.cuda.max_memory_allocated() - before)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints that it begins and ends
+    # On a CPU nobody keeps count, so the profiler's record of every allocation is added up.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it prints that it begins and ends
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()

@@ -10,13 +10,11 @@ import httpx2
 from ftlib.errors import FtlibError
 from ftlib.profiles import Hub
 
-TIMEOUT_S = 5.0
-"""How long a question that takes the Hub no time may take."""
+TIMEOUT_S = 5.0  # for a question that takes the Hub no time
 # Seconds without progress, not of a whole transfer. The Hub answers a commit only when it has stored it.
 PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
 WAITS_S = (1, 2, 4, 8)
-LONGEST_S = 20
-"""No attempt after the second begins later than this, and no Retry-After is followed for longer."""
+LONGEST_S = 20  # no attempt after the second begins later, and no Retry-After is followed for longer
 BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
 LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
@@ -24,17 +22,13 @@ ADVICE = {
     401: f"{LOG_IN} to a valid token",
     403: "use a token that may write there, or change hub.push_target",
     404: "check hub.push_target and hub.model, and that your token may see them",
-    409: "wait until nobody else pushes there",
-    412: "wait until nobody else pushes there",
+    **dict.fromkeys((409, 412), "wait until nobody else pushes there"),
     429: "give it a few minutes",
 }
 
 
 class PatientClient(httpx2.Client):
-    """huggingface_hub's HTTP client, with timeouts and with new attempts after an error that may pass.
-
-    What fails for good is raised as an error that huggingface_hub's own retries let through: they would begin again.
-    """
+    """huggingface_hub's HTTP client, with timeouts and with new attempts after an error that may pass."""
 
     def __init__(self) -> None:
         from huggingface_hub.utils._http import hf_request_event_hook
@@ -43,29 +37,25 @@ class PatientClient(httpx2.Client):
         super().__init__(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(**PATIENCE_S))
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request up to five times; one whose body cannot be read twice, once.
-
-        After a HEAD that nobody answers, huggingface_hub itself looks into its cache and then asks again.
-        """
+        """Send a request up to five times; one whose body cannot be read twice, once."""
         from huggingface_hub.errors import HfHubHTTPError
 
+        # After a HEAD that nobody answers, huggingface_hub itself looks into its cache and then asks again.
         may_pass = BROKEN if request.method == "HEAD" else (HfHubHTTPError, *LOST)
-        again = isinstance(request.stream, httpx2.ByteStream)
+        waits = list(WAITS_S) if isinstance(request.stream, httpx2.ByteStream) else []
         begun = time.monotonic()
-        for wait in (*WAITS_S, 0) if again else (0,):
+        while True:
             try:
                 return self._attempt(request, options)
             except may_pass as error:
-                late = wait > WAITS_S[0] and time.monotonic() - begun > LONGEST_S
-                if late or not wait:
-                    failure = error
-                    break
+                late = len(waits) < len(WAITS_S) and time.monotonic() - begun > LONGEST_S
+                if (late or not waits) and isinstance(error, HfHubHTTPError):
+                    raise
+                if late or not waits:  # huggingface_hub's own retries, which would begin again, let this one through
+                    raise httpx2.TransportError(str(error), request=request) from error
                 asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
                 print(f"{_told(error)}; trying again", file=sys.stderr)
-                time.sleep(max(wait, min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
-        if isinstance(failure, HfHubHTTPError):
-            raise failure
-        raise httpx2.TransportError(str(failure), request=request) from failure
+                time.sleep(max(waits.pop(0), min(int(asked), LONGEST_S) if asked.isdecimal() else 0))
 
     def _attempt(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         from huggingface_hub import hf_raise_for_status
@@ -81,10 +71,7 @@ class PatientClient(httpx2.Client):
 
 
 def explain(error: BaseException, command: str = "") -> str:
-    """Explain an error of the Hub, or one that it caused, in one line; "" for any other error.
-
-    `command` is the one that pushes a finished adapter later, if there is one.
-    """
+    """An error of the Hub, or one that it caused, in one line, with the command to push later; "" for any other."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, (httpx2.HTTPError, ConnectionError)):
         found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
@@ -106,42 +93,29 @@ def _told(error: BaseException) -> str:
 
 
 def check_access(hub: Hub, command: str = "") -> str:
-    """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet.
-
-    Raises:
-        FtlibError: there is no token, the Hub is out of reach or refuses it, it may not write to the target, or the
-            target is public where the profile wants it private. It names `command`, which pushes an adapter later.
-    """
-    try:
-        return _writable_target(hub)
-    except Exception as error:
-        if line := explain(error, command):
-            raise FtlibError(line) from None
-        raise
-
-
-def _writable_target(hub: Hub) -> str:
+    """Check early that the adapter may be pushed; returns the id of the repository, which need not exist yet."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     token = get_token()
     if not token:
         raise FtlibError(f"found no token, expected one that may write to hub.push_target {hub.push_target}; {LOG_IN}")
-    account = whoami(token)
-    repo = target(hub, account)
-    if not may_write(account, repo):
-        raise FtlibError(f"found a token of {account['name']} that may not write to {repo}; {ADVICE[403]}")
-    api = HfApi()
     try:
-        public = not api.model_info(repo, timeout=TIMEOUT_S).private
-        api.auth_check(repo, write=True)
+        account = whoami(token)
+        repo = target(hub, account)
+        if not may_write(account, repo):
+            raise FtlibError(f"found a token of {account['name']} that may not write to {repo}; {ADVICE[403]}")
+        public = not HfApi().model_info(repo, timeout=TIMEOUT_S).private
+        HfApi().auth_check(repo, write=True)
     except RepositoryNotFoundError:
         return repo
+    except Exception as error:
+        if line := explain(error, command):
+            raise FtlibError(line) from None
+        raise
     if public and hub.private:
-        raise FtlibError(
-            f"found {repo} public, expected a private repository, as hub.private = true says; make it private on the "
-            "Hub, or change hub.private or hub.push_target"
-        )
+        found = f"found {repo} public, expected a private repository, as hub.private = true says"
+        raise FtlibError(f"{found}; make it private on the Hub, or change hub.private or hub.push_target")
     return repo
 
 
@@ -152,14 +126,12 @@ def whoami(token: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"}
     response = get_session().get(f"{constants.ENDPOINT}/api/whoami-v2", headers=headers, timeout=TIMEOUT_S)
     hf_raise_for_status(response)
-    account: dict[str, Any] = response.json()
-    return account
+    return dict(response.json())
 
 
 def target(hub: Hub, account: Mapping[str, Any]) -> str:
     """The full id of the push target: in the token's own account where the profile names no other."""
-    owner, _, name = hub.push_target.rpartition("/")
-    return f"{owner or account['name']}/{name}"
+    return hub.push_target if "/" in hub.push_target else f"{account['name']}/{hub.push_target}"
 
 
 def may_write(account: Mapping[str, Any], repo: str) -> bool:

@@ -7,25 +7,19 @@ from typing import Any
 from ftlib.errors import FtlibError
 from ftlib.session.redaction import redact
 
-STOPPED = "stopped by hand; a training goes on from its last checkpoint when it is run again"
-
 
 def executed_cells() -> list[str]:
     """The source of the cells that have run in this kernel; empty outside a notebook."""
-    shell = _shell()
-    return list(shell.user_ns["In"]) if shell else []
+    return list(shell.user_ns["In"]) if (shell := _shell()) else []
 
 
 def handle_errors(explain: Callable[[BaseException], str]) -> None:
-    """From now on, show a cell's error in one line where `explain` has one for it, and otherwise its traceback.
-
-    papermill reads what a cell shows, so it reports the same line.
-    """
+    """From now on, show a cell's error, and let papermill report it, in one line where `explain` has one for it."""
 
     def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: int | None) -> None:
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %debug and %tb
         if isinstance(error, KeyboardInterrupt):
-            line = STOPPED
+            line = "stopped by hand; a training goes on from its last checkpoint when it is run again"
         elif line := str(error) if isinstance(error, FtlibError) else explain(error):
             kind = FtlibError
         lines = [f"{kind.__name__}: {line}"]
@@ -38,5 +32,4 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
 
 
 def _shell() -> Any:
-    # Where nothing has imported IPython, this is no notebook.
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -1,8 +1,4 @@
-"""Checks what papermill injects into a notebook.
-
-papermill only warns about a parameter with a misspelt name, and hands over `-p resume false` as the text "false", which
-Python takes for true.
-"""
+"""Checks what papermill injects: it only warns of a misspelt name, and Python takes the text "false" for true."""
 
 import ast
 from collections.abc import Sequence
@@ -17,20 +13,18 @@ EXPECTED = {bool: "True or False", str: "text"}
 
 
 def check(cells: Sequence[str]) -> None:
-    """Compare the parameters that papermill injected with the notebook's own, in the cell above them.
-
-    Args:
-        cells: the source of the cells that have run so far, such as IPython's `In`.
-
-    Raises:
-        FtlibError: a parameter is unknown or of another type.
-    """
-    for own, given in pairwise(cells):
-        if given.startswith(INJECTED):
-            known = _values(own)
-            for name, value in _values(given).items():
-                _check(name, value, known)
-            return
+    """Compare the names and types that papermill injected with the notebook's own, in the cell above them."""
+    own, given = next((pair for pair in pairwise(cells) if pair[1].startswith(INJECTED)), ("", ""))
+    known = _values(own)
+    for name, value in _values(given).items():
+        if name not in known:
+            hint = nearest(name, list(known))
+            if section := profiles.section_of(name):
+                hint = f"it is a value of the profile: set it in a .toml file under [{section}]"
+            raise FtlibError(f"no parameter is called {name} (given: {value!r}); {hint}")
+        if type(value) is not (wanted := type(known[name])):
+            found = type(value).__name__
+            raise FtlibError(f"parameter {name} = {value!r}: found {found}, expected {EXPECTED[wanted]}")
 
 
 def _values(cell: str) -> dict[str, Any]:
@@ -43,13 +37,3 @@ def _value(expression: ast.expr) -> Any:
         return ast.literal_eval(expression)
     except ValueError:  # papermill writes some numbers as calls, such as float('nan')
         return ast.unparse(expression)
-
-
-def _check(name: str, value: Any, known: dict[str, Any]) -> None:
-    if name not in known:
-        hint = nearest(name, list(known))
-        if section := profiles.section_of(name):
-            hint = f"it is a value of the profile: set it in a .toml file under [{section}], and pass that as profile"
-        raise FtlibError(f"no parameter is called {name} (given: {value!r}); {hint}")
-    if type(value) is not (wanted := type(known[name])):
-        raise FtlibError(f"parameter {name} = {value!r}: found {type(value).__name__}, expected {EXPECTED[wanted]}")

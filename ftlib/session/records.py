@@ -18,15 +18,9 @@ def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
 
 
 def read(folder: Path, notebook: str) -> dict[str, Any]:
-    """Read the record that a notebook left.
-
-    Raises:
-        FtlibError: there is none, because the notebook has not run to its end.
-    """
+    """Read the record that a notebook left; FtlibError if it has not run to its end."""
     path = folder / f"{notebook}.json"
     if not path.is_file():
-        raise FtlibError(
-            f"no record of {notebook} in {folder.parent.name}/{folder.name}; run {notebook}.ipynb to its end first"
-        )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+        place = f"{folder.parent.name}/{folder.name}"
+        raise FtlibError(f"no record of {notebook} in {place}; run {notebook}.ipynb to its end first")
+    return dict(json.loads(path.read_text(encoding="utf-8")))

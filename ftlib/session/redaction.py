@@ -1,8 +1,4 @@
-"""Takes tokens, keys and write links out of text, before a person, a log or a file gets it.
-
-A secret is known by its value, where this machine holds it (environment, cached log-in), or by its shape, where it
-comes from elsewhere (an answer of the Hub, a signed link).
-"""
+"""Takes out of a text the secrets that this machine holds, by their value, and those of others, by their shape."""
 
 import base64
 import html
@@ -10,37 +6,30 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 REMOVED = "[secret removed]"
-# Shorter values are switches and everyday words, which would be removed from every text that has them, and values of
-# fewer different characters are placeholders such as "xxxxxxxx". Real tokens have at least 16 characters.
-MIN_LENGTH = 8
-MIN_DIFFERENT = 4
+MIN_LENGTH = 8  # shorter values are switches and everyday words
+MIN_DIFFERENT = 4  # characters; "xxxxxxxx" is a placeholder
 # Whole words, so not TOKENIZERS_PARALLELISM or MONKEY; and HF_TOKEN_PATH or KEY_ID hold no secret themselves.
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|(?:API)?KEY|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(?:_|$)"
-)
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|(API)?KEY|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(_|$)")
 _ABOUT_A_SECRET = re.compile(r"_(?:DIR|FILE|ID|NAME|PATH|TYPE|URI|URL)$")
 # No pattern runs over a quote, a backslash or "<", so JSON and HTML stay whole.
-_SHAPES = [
-    re.compile(pattern)
-    for pattern in (
-        r"()(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}(?:\.[\w-]+)*",  # Hugging Face
-        r"()rehearsal_[\w-]{32}",
-        r"()eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # a JSON web token, as Azure's are
-        r"([Bb]earer(?:\s|%20|\+)+)[\w.~+/=-]{20,}",
-        r"(write_token(?:=|%3D))[\w.~%-]{8,}",  # trackio
-        r"(sig(?:=|%3D))[\w+/=%-]{20,}",  # the signature of an Azure link
-        r"(AccountKey(?:=|%3D))[\w+/=%-]{20,}",
-        r"(://)[^\s/:@\"'\\<>]+:[^\s/@\"'\\<>]+(?=@)",  # name and password in an address
-    )
-]
+_SHAPES = (
+    r"()(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}(?:\.[\w-]+)*",  # Hugging Face
+    r"()rehearsal_[\w-]{32}",
+    r"()eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # a JSON web token, as Azure's are
+    r"([Bb]earer(?:\s|%20|\+)+)[\w.~+/=-]{20,}",
+    r"(write_token(?:=|%3D))[\w.~%-]{8,}",  # trackio
+    r"(sig(?:=|%3D))[\w+/=%-]{20,}",  # the signature of an Azure link
+    r"(AccountKey(?:=|%3D))[\w+/=%-]{20,}",
+    r"(://)[^\s/:@\"'\\<>]+:[^\s/@\"'\\<>]+(?=@)",  # name and password in an address
+)
 _STORED = re.compile(r"^\s*(?:hf_token|refresh_token)\s*[=:]\s*(\S+)", re.MULTILINE)
-# Also what was secret earlier, since `start` hides a person's own token from a rehearsal.
-_seen: set[str] = set()
+_seen: set[str] = set()  # also what `start` has hidden from a rehearsal
 
 
 def redact(text: str) -> str:
@@ -48,7 +37,7 @@ def redact(text: str) -> str:
     for form in _forms(known_secrets()):
         text = text.replace(form, REMOVED)
     for shape in _SHAPES:
-        text = shape.sub(rf"\1{REMOVED}", text)
+        text = re.sub(shape, rf"\1{REMOVED}", text)
     return text
 
 
@@ -63,7 +52,7 @@ def known_secrets() -> frozenset[str]:
 def _in_environment() -> Iterator[str]:
     for name, value in os.environ.copy().items():
         is_path = os.path.exists(value)  # noqa: PTH110 (Path.exists fails on some texts that are no path)
-        if _SECRET_NAME.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not is_path:
+        if _SECRET.search(name.upper()) and not _ABOUT_A_SECRET.search(name.upper()) and not is_path:
             yield value
 
 
@@ -72,16 +61,11 @@ def _in_cached_login() -> Iterator[str]:
     own = Path("~/.cache/huggingface/token")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     home = Path(os.environ.get("HF_HOME", cache))
-    for path in {own, cache / "token", home / "token", Path(os.environ.get("HF_TOKEN_PATH", own))}:
-        yield _content(path)
-        yield from _STORED.findall(_content(path.with_name("stored_tokens")))
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8", errors="replace")
-    except (OSError, RuntimeError):  # the latter where a person has no home
-        return ""
+    for token in {own, cache / "token", home / "token", Path(os.environ.get("HF_TOKEN_PATH", own))}:
+        for path in (token, token.with_name("stored_tokens")):
+            with suppress(OSError, RuntimeError):  # the latter where a person has no home
+                text = path.expanduser().read_text(encoding="utf-8", errors="replace")
+                yield from [text] if path == token else _STORED.findall(text)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,4 @@
-"""`start(profile)`, the first call of every notebook: it prepares folders, Hub, GPU and rank.
-
-It comes before any Hugging Face library is imported, because those read their settings at import.
-"""
+"""`start(profile)`, the first call of every notebook: Hugging Face's libraries read what it sets at import."""
 
 import importlib.util
 import logging
@@ -20,32 +17,22 @@ from ftlib.session import device, kernel, manifest, parameters, records, redacti
 
 OUTPUT_ROOT = "outputs"
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
-HUB_VARIABLES = ("HF_", "HUGGING", "_HF_")
 
 
 @dataclass(frozen=True)
 class Session:
-    """One notebook's surroundings.
-
-    Attributes:
-        profile_argument: the profile as it was asked for, a shipped name or the path of a `.toml` file.
-        project_root: the folder that paths are shown relative to.
-        output_dir: where this run writes everything, below `output_root`.
-        rank: this process among `world_size`; only rank 0 records, saves and pushes.
-        local_rank: this process among those of its machine, and the index of its GPU.
-        gpus: how many GPUs the profile could use; this process uses one of them.
-    """
+    """One notebook's surroundings."""
 
     profile: Profile
-    profile_argument: str
-    project_root: Path
+    profile_argument: str  # as it was asked for: a shipped name or the path of a .toml file
+    project_root: Path  # paths are shown from here
     output_root: str
-    output_dir: Path
+    output_dir: Path  # this run writes everything here
     hub_url: str
-    rank: int = 0
-    local_rank: int = 0
+    rank: int = 0  # among world_size; only rank 0 records, saves and pushes
+    local_rank: int = 0  # among the processes of this machine, and the index of its GPU
     world_size: int = 1
-    gpus: int = 0
+    gpus: int = 0  # that the profile could use; this process uses one
     _held: list[Any] = field(default_factory=list, repr=False)
 
     @property
@@ -74,7 +61,9 @@ class Session:
         """Where the whole model goes: the CPU or this process's GPU; FtlibError if torch finds none."""
         if self.profile.train.use_cpu:
             return "cpu"
-        device.check_gpu()
+        found, advice = device.driver()
+        if advice:
+            raise FtlibError(f"found no GPU that torch can use ({found}), expected one; {advice}")
         return f"cuda:{self.local_rank}"
 
     @property
@@ -99,10 +88,9 @@ class Session:
         try:
             lock.acquire(timeout=CLAIM_TIMEOUT_S)
         except Timeout:
-            raise FtlibError(
-                f"another process is training in {self.relative(self.output_dir)}/, or a notebook that did is still "
-                "open; wait for it, shut its kernel down, or name another output_root"
-            ) from None
+            folder = f"{self.relative(self.output_dir)}/, or a notebook that did is still open"
+            advice = "wait for it, shut its kernel down, or name another output_root"
+            raise FtlibError(f"another process is training in {folder}; {advice}") from None
         self._held.append(lock)
 
     def keep_profile(self) -> None:
@@ -126,33 +114,21 @@ class Session:
 _current: Session | None = None
 
 
-def start(profile: str | Path | Profile, output_root: str | Path = OUTPUT_ROOT) -> Session:
-    """Prepare a notebook's kernel for a profile; calling it again with the same profile changes nothing.
-
-    Args:
-        profile: a shipped profile's name, the path of a `.toml` file, or a loaded profile.
-        output_root: parent of the run's folder; a relative path is taken from the project's folder.
-
-    Raises:
-        FtlibError: the profile or a parameter is wrong, or this kernel already works with another profile.
-    """
+def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session:
+    """Prepare a notebook's kernel for a profile, a shipped one or a `.toml` file; a second call changes nothing."""
     global _current
+    kernel.handle_errors(explain)
     redaction.known_secrets()  # of which a rehearsal hides those of the person from now on
     parameters.check(kernel.executed_cells())
-    wanted = profile if isinstance(profile, Profile) else profiles.load(profile)
-    root = project_root()
+    wanted, root = profiles.load(profile), project_root()
     output_dir = root / output_root / wanted.name
     if _current is not None:
         if (_current.profile, _current.output_dir) != (wanted, output_dir):
-            raise FtlibError(
-                f"this kernel already works with profile {_current.profile.name} and writes to "
-                f"{_current.relative(_current.output_dir)}; restart it to change either"
-            )
+            found = f"profile {_current.profile.name} and writes to {_current.relative(_current.output_dir)}"
+            raise FtlibError(f"this kernel already works with {found}; restart it to change either")
         return _current
-    asked_for = wanted.name if isinstance(profile, Profile) else str(profile)
-    asked_for = os.path.relpath(asked_for, root) if asked_for.endswith(".toml") else asked_for
+    asked_for = os.path.relpath(profile, root) if str(profile).endswith(".toml") else str(profile)
     _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
-    kernel.handle_errors(explain)
     if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
         print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")
     if _current.is_main and not manifest.is_complete(_current.adapter_dir):  # which keeps the profile it came from
@@ -164,19 +140,14 @@ def _begin(profile: Profile, asked_for: str, root: Path, output_root: str, outpu
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FtlibError(
-            f"output_root = {output_root!r}: no folder can be made there ({error.strerror}); name another place"
-        ) from None
-    rank, local_rank, world_size = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
-    choose = device.use_one_gpu if world_size == 1 else device.visible_gpus  # of several ranks each has its own
+        found = f"output_root = {output_root!r}: no folder can be made there ({error.strerror})"
+        raise FtlibError(f"{found}; name another place") from None
+    rank, local_rank, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    choose = device.use_one_gpu if world <= 1 else device.visible_gpus  # of several ranks each has its own
     gpus = 0 if profile.train.use_cpu else len(choose())
-    hub_url, servers = _connect(profile, output_dir)
+    url, servers = _connect(profile, output_dir)
     _prepare_libraries(profile, output_dir)
-    return Session(
-        profile, asked_for, root, output_root, output_dir, hub_url, rank, local_rank, world_size, gpus, servers
-    )
+    return Session(profile, asked_for, root, output_root, output_dir, url, rank, local_rank, world or 1, gpus, servers)
 
 
 def explain(error: BaseException) -> str:
@@ -194,15 +165,11 @@ def project_root() -> Path:
 
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
-    """Point the Hugging Face libraries at the profile's Hub; returns its address and what must be kept alive."""
+    """Point Hugging Face's libraries at the profile's Hub; returns its address and what must be kept alive."""
     endpoint, servers = profile.hub.endpoint, []
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import constants
-
-        if endpoint != constants.ENDPOINT:
-            raise FtlibError(
-                "huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel"
-            )
+    constants = sys.modules.get("huggingface_hub.constants")  # which reads the environment
+    if constants and endpoint != constants.ENDPOINT:
+        raise FtlibError("huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel")
     if profile.hub.is_rehearsal:
         from ftlib.rehearsal.hub import RehearsalHub
 
@@ -210,8 +177,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
         hub.start()
         endpoint, servers = hub.endpoint, [hub]
         _isolate(hub.token, output_dir / "huggingface")
-    os.environ["HF_ENDPOINT"] = endpoint
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     from huggingface_hub import set_client_factory
 
     from ftlib.session.hub_client import PatientClient
@@ -222,17 +188,16 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
 
 def _isolate(token: str, cache: Path) -> None:
     """Leave the person's own token, cache and Hub settings untouched and unseen in a rehearsal."""
-    for name in [name for name in os.environ if name.startswith(HUB_VARIABLES)]:
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "_HF_"))]:
         del os.environ[name]
     os.environ |= {
         "HF_TOKEN": token,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or load_dataset would report the download to a server
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # everything is on this machine: there is nothing to wait for
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
+        # Everything is on this machine: there is nothing to wait for.
+        **dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1"),
     }
 
 
@@ -243,9 +208,8 @@ def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep, and leave the cores to others
     if profile.model.attn_implementation == "flex_attention":
         device.compile_for_many_shapes()
-    # peft 0.21 still asks transformers 5.23 by the old name.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    # Progress bars in plain text are wanted: widgets do not survive in a saved notebook.
-    warnings.filterwarnings("ignore", message="IProgress not found")
+    # peft 0.21 still asks transformers 5.23 by the old name; and widgets do not survive in a saved notebook.
+    for message in ("`is_gradient_checkpointing` is deprecated", "IProgress not found"):
+        warnings.filterwarnings("ignore", message=message)
     # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.
     logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)

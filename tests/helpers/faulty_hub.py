@@ -7,27 +7,22 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ftlib.rehearsal.hub import RehearsalHub
 
 STALL_S = 2.0
-# A bad Hub may say anything, and nothing of it belongs in what a person is told.
-GOSSIP = "Bearer {token} was not welcome"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class FaultyHub(RehearsalHub):
-    """A rehearsal Hub that can be told to answer some requests with a fault.
-
-    A fault is a status, or "reset" (the connection, at once), "stall" (no answer), "cut short" (half an answer) or
-    "reset half-way".
-    """
+    """Its faults are a status, "reset" (at once), "stall" (no answer), "cut short" (half of one), "reset half-way"."""
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
         self._healthy, self._app = self._app, self
+        self.waits: list[float] = []  # the seconds that its clients would have waited
         self.recover()
 
     def fail(self, fault: str, request: str, times: float) -> None:
@@ -46,20 +41,15 @@ class FaultyHub(RehearsalHub):
         self._left -= 1
         self.failed += 1
         if self._fault.isdecimal():
-            await self._refusal()(scope, receive, send)
+            after = {"Retry-After": "7"} if self._fault == "429" else {}
+            gossip = {"error": f"Bearer {self.token} was not welcome"}  # a bad Hub may say anything
+            await JSONResponse(gossip, int(self._fault), after)(scope, receive, send)
             return
         if self._fault == "stall":
             await asyncio.sleep(STALL_S)
         elif self._fault != "reset":
             await self._half(scope, receive, send)
         await _hang_up(send, reset=self._fault.startswith("reset"))
-
-    def _refusal(self) -> Response:
-        """A gateway's page for 5xx, else the Hub's JSON."""
-        status, gossip = int(self._fault), GOSSIP.format(token=self.token)
-        if status >= 500:
-            return HTMLResponse(f"<html>{gossip}</html>", status)
-        return JSONResponse({"error": gossip}, status, {"Retry-After": "7"} if status == 429 else {})
 
     async def _half(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do as asked, and send half of the answer, below the headers of the whole."""
@@ -70,8 +60,6 @@ class FaultyHub(RehearsalHub):
 
         await self._healthy(scope, receive, keep)
         body = b"".join(message.get("body", b"") for message in answer[1:])
-        if scope["method"] == "HEAD":  # has no half
-            return
         await send(answer[0])
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
         await asyncio.sleep(0.02)  # a reset overtakes what has not arrived

@@ -9,19 +9,18 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 
 def find(secret: str, *folders: Path) -> list[Path]:
     """The files below the folders that hold the secret, in their name or in any form inside."""
-    paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
-    files = [path for path in paths if path.is_file() and not path.is_symlink()]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path for path in files if secret in path.name or any(occurs(secret, text) for text in _contents(path))]
 
 
 def occurs(secret: str, text: bytes) -> bool:
     """Whether the secret is in a text, in any form."""
-    forms = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret), html.escape(secret), repr(secret)[1:-1]}
+    forms = {secret, quote(secret, safe=""), quote(secret), html.escape(secret), repr(secret)[1:-1]}
     for _ in range(2):  # JSON, and JSON in JSON
         forms |= {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in forms for ascii_only in (True, False)}
     for before in range(3):

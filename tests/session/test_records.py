@@ -4,19 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.errors import FtlibError
 from ftlib.session import records
 
 OLD, NAME = {"old": 1}, "03_load_model"
-
-
-def test_what_is_written_is_read_and_replaces_what_was_there(tmp_path: Path) -> None:
-    values = {"agreement": 0.975, "global_step": 63, "examples": [{"final": "Où ?"}], "hub_repo": None}
-    records.write(tmp_path / "records", NAME, OLD)
-    path = records.write(tmp_path / "records", NAME, values)
-    assert records.read(tmp_path / "records", NAME) == values
-    assert "Où ?" in path.read_text(encoding="utf-8"), "people read this file, too"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,10 +21,3 @@ def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         records.write(tmp_path, NAME, {"new": 2})
     assert records.read(tmp_path, NAME) == OLD
-
-
-def test_a_missing_record_names_the_notebook_and_no_place_on_the_machine(tmp_path: Path) -> None:
-    with pytest.raises(
-        FtlibError, match=r"^no record of 03_load_model in tiny/records; run 03_load_model.ipynb to its"
-    ):
-        records.read(tmp_path / "outputs/tiny/records", NAME)

@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -30,9 +31,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# What is known
-
-
 NAMES = ["HF_TOKEN", "my_api_key", "AZURE_CLIENT_SECRET", "DB_PASSWORD", "STORAGE_CONNECTION_STRING", "SAS", "KEY_1"]
 
 
@@ -46,19 +44,16 @@ def test_a_variable_whose_name_says_so_is_secret(monkeypatch: pytest.MonkeyPatch
     ("name", "value"),
     [
         ("TOKENIZERS_PARALLELISM", "sometimes"),
-        ("MONKEY", "chimpanzee"),
         ("USE_TOKEN", "true"),
         ("API_KEY", "xxxxxxxxxxxxxxxx"),
-        ("HF_TOKEN_PATH", "/somewhere/not/there/token"),
         ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
         ("GOOGLE_APPLICATION_CREDENTIALS", str(Path(__file__))),
     ],
 )
 def test_a_switch_a_path_an_id_or_a_placeholder_is_not(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    text = f"{name}={value}"
     assert known_secrets() == frozenset()
-    assert redact(text) == text
+    assert redact(f"{name}={value}") == f"{name}={value}"
 
 
 @pytest.mark.parametrize("variable", [None, "HF_HOME", "XDG_CACHE_HOME", "HF_TOKEN_PATH"])
@@ -68,27 +63,19 @@ def test_a_cached_log_in_is_secret_wherever_it_is(
     folder = home / {None: ".cache/huggingface", "XDG_CACHE_HOME": "mine/huggingface"}.get(variable, "mine")
     folder.mkdir(parents=True)
     (folder / "token").write_text("the-active-token\n")
-    stored = (
-        "[one]\nhf_token = the-active-token\n\n[two]\nhf_token=the-other-token\nrefresh_token = the-refresh-token\n"
-    )
+    stored = "[one]\nhf_token = the-active-token\n[two]\nhf_token=the-other-token\nrefresh_token = the-refresh-token\n"
     (folder / "stored_tokens").write_text(stored)
     if variable:
         monkeypatch.setenv(variable, str(home / "mine" / ("token" if variable == "HF_TOKEN_PATH" else "")))
     assert known_secrets() == {"the-active-token", "the-other-token", "the-refresh-token"}
 
 
-def test_what_was_secret_once_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_secret_once_stays_so_and_a_key_is_taken_out_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """`start` looks first, then takes the person's token out of a rehearsal's environment."""
-    monkeypatch.setenv("MY_TOKEN", "first-value")
+    monkeypatch.setenv("MY_TOKEN", "-----BEGIN KEY-----\nMIIEvQIBADANBg\n-----END KEY-----\n")
     known_secrets()
-    monkeypatch.setenv("MY_TOKEN", "second-value")
-    assert redact("first-value, second-value") == f"{REMOVED}, {REMOVED}"
-
-
-def test_a_private_key_is_taken_out_line_by_line_and_a_longer_secret_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIGNING_KEY", "-----BEGIN KEY-----\nMIIEvQIBADANBg\n-----END KEY-----\n")
-    monkeypatch.setenv("LONG_KEY", "MIIEvQIBADANBg-battery")
-    assert redact("  MIIEvQIBADANBg, MIIEvQIBADANBg-battery") == f"  {REMOVED}, {REMOVED}"
+    monkeypatch.setenv("MY_TOKEN", "MIIEvQIBADANBg-battery")  # a longer secret goes whole
+    assert redact("MIIEvQIBADANBg, MIIEvQIBADANBg-battery") == f"{REMOVED}, {REMOVED}"
 
 
 @pytest.mark.parametrize(
@@ -105,13 +92,8 @@ def test_a_private_key_is_taken_out_line_by_line_and_a_longer_secret_whole(monke
 def test_no_form_of_a_secret_stays(monkeypatch: pytest.MonkeyPatch, encode: Callable[[str], str]) -> None:
     monkeypatch.setenv("MY_API_KEY", ODD)
     shown = redact(f"before {encode(ODD)} after")
-    assert REMOVED in shown
+    assert re.fullmatch(r"before .*\[secret removed\].* after", shown)
     assert encode(ODD).strip("='\"")[4:-6] not in shown
-    assert shown.startswith("before ")
-    assert shown.endswith(" after")
-
-
-# What is known by its shape
 
 
 @pytest.mark.parametrize(
@@ -155,10 +137,8 @@ def test_ordinary_text_is_left_alone(monkeypatch: pytest.MonkeyPatch, text: str)
     assert redact(text) == text
 
 
-def test_pictures_models_and_notebooks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_and_notebooks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    shipped = [path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")]
     weights = base64.b64encode(b"".join(path.read_bytes() for path in ASSETS.rglob("*.safetensors"))).decode()
-    assert len(weights) > 100_000
-    for text in (*shipped, weights, (ASSETS / "manifest.json").read_text()):
+    for text in (weights, *(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))):
         assert redact(text) == text

@@ -80,15 +80,12 @@ def test_a_rehearsal_neither_sees_nor_sends_nor_keeps_what_is_the_persons_own(
         SPY
         + REFUSED
         + """
-import ftlib
-heavy = sorted({"torch", "transformers", "datasets", "huggingface_hub", "trackio", "pandas"} & set(sys.modules))
-start = ftlib.start
-mistaken = refused(lambda: start("tinny")), os.path.exists("outputs")
+from ftlib import start
 session = start("tiny")
 environment = dict(os.environ)
-from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 from datasets import config, load_dataset
-again = [start("tiny") is session, start(session.profile) is session, dict(os.environ) == environment]
+again = [start("tiny") is session, dict(os.environ) == environment]
 api = HfApi()
 repo = api.create_repo("mine").repo_id
 api.upload_file(path_or_fileobj=b"adapter", path_in_repo="file", repo_id=repo)
@@ -97,28 +94,22 @@ rows = len(load_dataset("rehearsal/multilingual-thinking-sample", split="train")
 print(json.dumps({
     "environment": environment, "sent": sent, "token": get_token(), "account": api.whoami()["name"], "repo": repo,
     "rows": rows, "caches": [constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH, str(config.HF_DATASETS_CACHE)],
-    "says": session.hub_description, "url": session.hub_url, "again": again, "heavy": heavy, "mistaken": mistaken,
+    "says": session.hub_description, "url": session.hub_url, "again": again,
     "refused": [refused(lambda: start("gpt-oss-20b")), refused(lambda: start("tiny", "elsewhere"))],
-    "timeouts": get_session().timeout.as_dict(), "device": session.device,
+    "device": session.device,
 }))
 """,
         **persons_own,
     )
     output = project / "outputs/tiny"
-    assert told["heavy"] == [], "importing the package imports nothing heavy"
-    assert told["mistaken"] == ["profile 'tinny' is unknown; did you mean 'tiny'?", False], "and leaves no folder"
     assert (told["account"], told["repo"], told["rows"], told["device"]) == ("learner", "learner/mine", 1000, "cpu")
-    assert told["again"] == [True, True, True]
-    for message in told["refused"]:
-        assert message == (
-            "this kernel already works with profile tiny and writes to outputs/tiny; restart it to change either"
-        )
-    assert told["timeouts"] == {"connect": 10, "read": 30, "write": 30, "pool": None}
+    assert told["again"] == [True, True]
+    message = "this kernel already works with profile tiny and writes to outputs/tiny; restart it to change either"
+    assert told["refused"] == [message, message]
     assert told["token"].startswith("rehearsal_")
     assert PLANTED not in json.dumps(told), "the token is still in the environment, or was sent"
     assert any(told["token"] in request for request in told["sent"]), "the spy did not listen"
     assert told["environment"]["HF_ENDPOINT"] == told["url"]
-    assert told["url"].startswith("http://127.0.0.1:")
     assert told["environment"]["TRACKIO_DIR"] == str(output / "trackio")
     assert "rehearsal Hub on this machine" in told["says"]
     for cache in told["caches"]:
@@ -160,9 +151,7 @@ print(json.dumps([
     assert paths == ["other/gpt-oss-20b/adapter/README.md", "file"]
     assert json.loads((project / "other/gpt-oss-20b/records/04_train_lora.json").read_text()) == {"global_step": 63}
     assert refusals[0].startswith("found no GPU that torch can use (driver none, torch 2."), "42 GB would go into RAM"
-    assert "expected one; use a machine with an NVIDIA GPU" in refusals[0]
-    assert "run 03_load_model.ipynb to its end first" in refusals[1]
-    assert str(project) not in refusals[1], "no path of the machine belongs in a notebook"
+    assert refusals[1] == "no record of 03_load_model in gpt-oss-20b/records; run 03_load_model.ipynb to its end first"
 
 
 def test_a_client_that_was_imported_too_early_is_refused(run_python: RunPython) -> None:
@@ -171,66 +160,45 @@ def test_a_client_that_was_imported_too_early_is_refused(run_python: RunPython) 
 import json
 from huggingface_hub import constants
 from ftlib import start
-messages = [refused(lambda: start(profile)) for profile in ("tiny", "gpt-oss-20b")]
+message = refused(lambda: start("tiny"))
 constants.ENDPOINT = "https://huggingface.co"
-print(json.dumps([*messages, start("gpt-oss-20b").hub_url]))
+print(json.dumps([message, start("gpt-oss-20b").hub_url]))
 """
-    *messages, url = run_python(REFUSED + code)
-    for message in messages:
-        assert message.startswith("huggingface_hub was imported before start(...), which chooses the Hub; restart")
+    message, url = run_python(REFUSED + code)
+    assert message.startswith("huggingface_hub was imported before start(...), which chooses the Hub; restart")
     assert url == HUB
 
 
-def test_each_rank_has_a_gpu_of_its_own_and_only_the_first_writes(run_python: RunPython, project: Path) -> None:
-    code = """
-import json, os
-from ftlib.session import device
-device.visible_gpus = lambda: ["0", "1", "2", "3"]
-device.check_gpu = lambda: None
-from ftlib import start
-session = start("gpt-oss-20b")
-session.record("04_train_lora", global_step=63)
-print(json.dumps([session.rank, session.world_size, session.is_main, session.gpus, session.device,
-                  os.environ.get("CUDA_VISIBLE_DEVICES")]))
-"""
-    told = run_python(code, RANK="5", LOCAL_RANK="1", WORLD_SIZE="8")
-    assert told == [5, 8, False, 4, "cuda:1", None]
-    assert files_below(project) == {}
-
-
-def test_alone_a_notebook_uses_one_gpu_and_says_how_to_train_on_all(run_python: RunPython) -> None:
+@pytest.mark.parametrize("ranks", [{}, {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}])
+def test_a_process_has_one_gpu_and_only_the_first_writes(
+    run_python: RunPython, project: Path, ranks: dict[str, str]
+) -> None:
     """With more than one in sight Trainer would wrap the model, and the loss would meet tensors on two GPUs."""
     code = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os
 from ftlib.session import device, kernel
 device.installed_gpus = lambda: [None] * 4
+device.driver = lambda: ("", "")
 kernel.executed_cells = lambda: ["start()"]
 from ftlib import start
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     session = start("gpt-oss-20b-fast")
+session.record("04_train_lora", global_step=63)
 from torch._dynamo import config
-flex = [config.recompile_limit, config.fail_on_recompile_limit_hit]
-print(json.dumps([printed.getvalue(), session.gpus, os.environ["CUDA_VISIBLE_DEVICES"], flex]))
+print(json.dumps([session.gpus, session.device, os.environ.get("CUDA_VISIBLE_DEVICES"), printed.getvalue(),
+                  config.recompile_limit, config.fail_on_recompile_limit_hit]))
 """
-    said, gpus, visible, flex = run_python(code)
-    assert said.startswith("using one of 4 GPUs; to train on more: ")
-    assert said.endswith("ftlib run --profile gpt-oss-20b-fast\n")
-    assert (gpus, visible) == (4, "0")
-    assert flex == [64, True], "flex attention stops where it would no longer compile"
+    *told, limit, fails = run_python(code, **ranks)
+    said = "using one of 4 GPUs; to train on more: ftlib run --profile gpt-oss-20b-fast\n"
+    assert told == ([4, "cuda:1", None, ""] if ranks else [4, "cuda:0", "0", said])
+    assert (limit, fails) == (64, True), "flex attention stops where it would no longer compile"
+    assert bool(files_below(project)) is not bool(ranks)
 
 
-@pytest.mark.parametrize(
-    ("address", "installed", "trackers"),
-    [
-        ("azureml://westeurope.api.azureml.ms/mlflow/v1.0/subscriptions/s", True, ["trackio", "mlflow"]),
-        ("azureml://westeurope.api.azureml.ms/mlflow/v1.0/subscriptions/s", False, ["trackio"]),
-        ("http://127.0.0.1:5000", True, ["trackio"]),
-    ],
-)
-def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(
-    address: str, installed: bool, trackers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(profiles.load("tiny"), "tiny", Path(os.curdir), "outputs", Path("outputs"), "")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed)
-    assert session.trackers == trackers
+    cases = {("azureml://x", True): ["trackio", "mlflow"], ("azureml://x", None): ["trackio"], ("", True): ["trackio"]}
+    for (address, installed), trackers in cases.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=installed: found)
+        assert session.trackers == trackers
