@@ -210,7 +210,9 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         namespace = {
             "profile": changed(recipe, {("recipe", "expert_layers"): adapted}),
-            "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]),
+            "session": SimpleNamespace(
+                profile=recipe, world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]
+            ),
             "model": model,
             "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),  # its few ids are in any vocabulary
             "train_dataset": rows,
