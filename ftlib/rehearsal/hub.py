@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -28,7 +27,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import ASSETS
@@ -37,6 +35,7 @@ ACCOUNT = "learner"
 MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
+_SHIPPED = {("models", MODEL_ID): "model", ("datasets", DATASET_ID): "dataset"}  # a repository's folder of the assets
 _FRONT_MATTER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|\Z)", re.DOTALL)
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
@@ -73,14 +72,17 @@ class Repo(BaseModel, frozen=True):
         raise _refusal(404, f"{self.id} has no revision {revision!r}: expected 'main' or a commit id", "Revision")
 
 
-def revision(folder: str, assets_dir: Path = ASSETS) -> str:
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def revision(folder: str) -> str:
     """The pinned commit of the shipped "model" or "dataset": 40 hex digits that follow from its files' SHA-256."""
-    files = _manifest(assets_dir, folder)
+    files = _manifest(folder)
     return hashlib.sha1("".join(f"{sha256} {path}\n" for path, sha256 in files.items()).encode()).hexdigest()
 
 
-def _manifest(assets_dir: Path, folder: str) -> dict[str, str]:
-    path = assets_dir / "manifest.json"
+def _manifest(folder: str) -> dict[str, str]:
+    path = ASSETS / "manifest.json"
     try:
         files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -105,35 +107,28 @@ def _write_whole(path: Path, data: bytes) -> None:
     """Write a file that a reader, or a kill half-way, finds whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
 
 
 class RepoStore:
     """Repositories on disk: the shipped two, read-only, and the models pushed to `state_dir`."""
 
-    def __init__(self, state_dir: Path, assets_dir: Path) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self._state = state_dir
-        self._assets = assets_dir
         state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
-        self._shipped = {
-            ("models", MODEL_ID): self._read_shipped("model", MODEL_ID),
-            ("datasets", DATASET_ID): self._read_shipped("dataset", DATASET_ID),
-        }
+        self._shipped = {place: self._read_shipped(place[1], folder) for place, folder in _SHIPPED.items()}
 
-    def _read_shipped(self, folder: str, repo_id: str) -> Repo:
+    def _read_shipped(self, repo_id: str, folder: str) -> Repo:
         files = {}
-        for path, sha256 in _manifest(self._assets, folder).items():
-            shipped = self._assets / folder / path
+        for path, sha256 in _manifest(folder).items():
+            shipped = ASSETS / folder / path
             data = shipped.read_bytes() if shipped.is_file() else b""
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
             files[path] = _git_file(data)
-        pinned = Commit(id=revision(folder, self._assets), date=_now(), title="Shipped with ftlib", files=files)
+        pinned = Commit(id=revision(folder), date=_now(), title="Shipped with ftlib", files=files)
         # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
         later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
         main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
@@ -159,7 +154,7 @@ class RepoStore:
         if path not in commit.files:
             raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
         if repo in self._shipped.values():
-            return self._assets / ("model" if repo.id == MODEL_ID else "dataset") / path
+            return ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
         return self._state / "blobs" / commit.files[path].oid
 
     def check_writable(self, repo_id: str) -> None:
@@ -212,14 +207,14 @@ def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
 
 
 class _Api:
-    """The Hub's HTTP interface over a store."""
+    """The Hub's HTTP interface over a store, for requests that carry the token."""
 
-    def __init__(self, store: RepoStore) -> None:
-        self._store = store
+    def __init__(self, store: RepoStore, token: str) -> None:
+        self._store, self._expected = store, f"Bearer {token}".encode()
 
     def app(self) -> Starlette:
         repo, file = "/api/{kind}/{owner}/{name}", "/{owner}/{name}/resolve/{revision}/{path:path}"
-        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        table: list[tuple[str, str, Handler]] = [
             ("POST", _OPEN_PATH, self.validate_yaml),
             ("GET", "/api/whoami-v2", self.whoami),
             ("POST", "/api/repos/create", self.create),
@@ -235,8 +230,17 @@ class _Api:
             ("GET", "/{kind}" + file, self.resolve),
             ("GET", file, self.resolve),
         ]
-        routes = [Route(path, handler, methods=[method]) for method, path, handler in table]
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
         return Starlette(routes=routes, exception_handlers={HTTPException: _explain, OSError: _explain})
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if request.url.path != _OPEN_PATH and not secrets.compare_digest(given, self._expected):
+                raise _refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
+            return await handler(request)
+
+        return answer
 
     def _located(self, request: Request) -> tuple[Repo, Commit, str]:
         """Find the repository, commit and path that a request's address names."""
@@ -334,7 +338,7 @@ def _model_id(asked: dict[str, Any]) -> str:
     return f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
 
 
-async def _explain(request: Request | None, error: Exception) -> Response:
+async def _explain(request: Request, error: Exception) -> Response:
     """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
     status, headers, message = 500, {}, f"cannot use its folder: {error}"
     if isinstance(error, HTTPException):
@@ -344,56 +348,32 @@ async def _explain(request: Request | None, error: Exception) -> Response:
     return JSONResponse({"error": message}, status, headers)
 
 
-def _guarded(app: ASGIApp, token: str) -> ASGIApp:
-    """The app, for requests that carry the token."""
-    expected = f"Bearer {token}".encode()
-
-    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if scope["path"] == _OPEN_PATH or secrets.compare_digest(given, expected):
-            await app(scope, receive, send)
-        else:
-            refusal = await _explain(None, _refusal(401, "expected the token that ftlib's session put in HF_TOKEN"))
-            await refusal(scope, receive, send)
-
-    return gate
-
-
 class RehearsalHub:
-    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block.
+    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block."""
 
-    Args:
-        state_dir: keeps pushed repositories; several servers may share it.
-        assets_dir: the shipped model and data set with their manifest.
-    """
-
-    def __init__(self, state_dir: Path, assets_dir: Path = ASSETS) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self.token = f"rehearsal_{secrets.token_urlsafe(24)}"
         self.endpoint = ""
-        self._app = _guarded(_Api(RepoStore(state_dir, assets_dir)).app(), self.token)
+        self._app = _Api(RepoStore(state_dir), self.token).app()
 
     def start(self) -> None:
         """Serve on a free port of the loopback address from a daemon thread; return once it answers."""
-        # asyncio turns Nagle's algorithm off, which costs 40 ms a request, only where the protocol is named.
-        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
         quiet: dict[str, Any] = {"log_config": None, "log_level": "critical"}  # a notebook shows no server's log
         plain: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "timeout_graceful_shutdown": 1}
-        self._server = uvicorn.Server(uvicorn.Config(self._app, **quiet, **plain))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._server = uvicorn.Server(uvicorn.Config(self._app, "127.0.0.1", 0, **quiet, **plain))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
                 raise FtlibError("the rehearsal Hub did not start on 127.0.0.1; restart the kernel")
             time.sleep(0.01)
-        host, port = self._listener.getsockname()
+        host, port = self._server.servers[0].sockets[0].getsockname()
         self.endpoint = f"http://{host}:{port}"
 
     def stop(self) -> None:
         """End the server; what was pushed stays on disk."""
         self._server.should_exit = True
         self._thread.join()
-        self._listener.close()
 
     def __enter__(self) -> Self:
         self.start()

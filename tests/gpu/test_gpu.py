@@ -207,7 +207,7 @@ def test_the_benchmark_runs_to_its_end(rig: Rig, tell: Tell) -> None:
     """Every recipe is shown to train the same, in float32 on two layers and as it is on all, and is then timed."""
     result = bench.run(rig.name, rounds=1, updates=2, console=Console(file=sys.stderr))
     for row in result["recipes"]:
-        memory = row["peak_bytes_above_weights"] / 1e9
+        memory = row["peak_bytes"] / 1e9
         line = f"{row['rows_per_second']:.2f} rows/s, {memory:.2f} GB above the weights, loss {row['loss']:.4f}"
         tell(f"benchmark, {row['recipe']}", line)
 
