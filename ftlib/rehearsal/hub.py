@@ -42,7 +42,7 @@ _OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
 
 
 class File(BaseModel, frozen=True):
-    """A file's git blob id, by which clients recognise unchanged files, and its size in bytes."""
+    """A file's git blob id, by which clients recognise unchanged files, and its size."""
 
     oid: str
     size: int
@@ -82,20 +82,12 @@ def revision(folder: str) -> str:
 
 
 def _manifest(folder: str) -> dict[str, str]:
-    path = ASSETS / "manifest.json"
-    try:
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FtlibError(f"cannot read {path} ({error!r}); install ftlib again") from error
+    files: dict[str, str] = json.loads((ASSETS / "manifest.json").read_text(encoding="utf-8"))["files"]
     return {name.removeprefix(f"{folder}/"): files[name] for name in sorted(files) if name.startswith(f"{folder}/")}
 
 
 def _git_file(data: bytes) -> File:
     return File(oid=hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), size=len(data))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
@@ -128,10 +120,9 @@ class RepoStore:
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
             files[path] = _git_file(data)
-        pinned = Commit(id=revision(folder), date=_now(), title="Shipped with ftlib", files=files)
+        pinned = Commit(id=revision(folder), date="2025-08-05T00:00:00.000Z", title="Shipped with ftlib", files=files)
         # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
-        later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
-        main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
+        main = pinned.model_copy(update={"id": hashlib.sha1(pinned.id.encode()).hexdigest()})
         return Repo(id=repo_id, private=False, commits=(main, pinned))
 
     def _record(self, repo_id: str) -> Path:
@@ -142,8 +133,8 @@ class RepoStore:
 
     def get(self, kind: str, repo_id: str) -> Repo:
         """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
-        if (kind, repo_id) in self._shipped:
-            return self._shipped[kind, repo_id]
+        if shipped := self._shipped.get((kind, repo_id)):
+            return shipped
         if kind != "models" or not (record := self._record(repo_id)).is_file():
             known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
             raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
@@ -158,7 +149,7 @@ class RepoStore:
         return self._state / "blobs" / commit.files[path].oid
 
     def check_writable(self, repo_id: str) -> None:
-        """Refuse a repository that is not the account's."""
+        """Raise a refusal if a repository is not the account's."""
         if not repo_id.startswith(f"{ACCOUNT}/"):
             raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
 
@@ -188,8 +179,8 @@ class RepoStore:
             return self._append(repo, repo.commits[0].files | files, title)
 
     def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
-        draft = Commit(id="", date=_now(), title=title, files=files)
-        commit = draft.model_copy(update={"id": hashlib.sha1((repo.id + draft.model_dump_json()).encode()).hexdigest()})
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        commit = Commit(id=secrets.token_hex(20), date=now, title=title, files=files)
         longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
         _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
         return commit
@@ -200,8 +191,7 @@ def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path, file in sorted(files.items()):
         for folder in [str(parent) for parent in PurePosixPath(path).parents][-2::-1]:
-            oid = hashlib.sha1(folder.encode()).hexdigest()
-            entries[folder] = {"type": "directory", "path": folder, "oid": oid, "size": 0}
+            entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
         entries[path] = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
     return entries
 
@@ -224,7 +214,7 @@ class _Api:
             ("GET", repo + "/tree/{revision}{path:path}", self.tree),
             ("POST", repo + "/paths-info/{revision}", self.paths_info),
             ("GET", repo + "/commits/{revision}", self.commits),
-            ("GET", repo + "/auth-check{write:path}", self.auth_check),
+            ("GET", repo + "/auth-check/write", self.auth_check),
             ("POST", repo + "/preupload/{revision}", self.preupload),
             ("POST", repo + "/commit/{revision}", self.commit),
             ("GET", "/{kind}" + file, self.resolve),
@@ -258,7 +248,7 @@ class _Api:
         return JSONResponse({"errors": errors, "warnings": []}, 200 if valid else 400)
 
     async def whoami(self, request: Request) -> Response:
-        auth = {"type": "access_token", "accessToken": {"displayName": "rehearsal", "role": "write"}}
+        auth = {"accessToken": {"role": "write"}}
         return JSONResponse({"type": "user", "name": ACCOUNT, "orgs": [], "auth": auth})
 
     async def create(self, request: Request) -> Response:
@@ -275,8 +265,8 @@ class _Api:
         repo, commit, _ = self._located(request)
         files = sorted(commit.files.items())
         siblings = [{"rfilename": path, "size": file.size, "blobId": file.oid} for path, file in files]
-        told = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": [], "siblings": siblings}
-        return JSONResponse(told)
+        about = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": []}
+        return JSONResponse(about | {"siblings": siblings})
 
     async def tree(self, request: Request) -> Response:
         repo, commit, folder = self._located(request)
@@ -288,27 +278,22 @@ class _Api:
         return JSONResponse([below[path] for path in below if recursive or "/" not in path.removeprefix(prefix)])
 
     async def paths_info(self, request: Request) -> Response:
-        _, commit, _ = self._located(request)
-        entries = _entries(commit.files)
+        entries = _entries(self._located(request)[1].files)
         asked = parse_qs((await request.body()).decode()).get("paths", [])
         return JSONResponse([entries[path] for path in asked if path in entries])
 
     async def commits(self, request: Request) -> Response:
-        repo, _, _ = self._located(request)
-        missing = {"message": "", "authors": []}
-        return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in repo.commits])
+        commits, missing = self._located(request)[0].commits, {"message": "", "authors": []}
+        return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in commits])
 
     async def auth_check(self, request: Request) -> Response:
-        repo, _, _ = self._located(request)
-        if request.path_params["write"]:
-            self._store.check_writable(repo.id)
+        self._store.check_writable(self._located(request)[0].id)
         return JSONResponse({})
 
     async def preupload(self, request: Request) -> Response:
-        _, commit, _ = self._located(request)
-        paths = [file["path"] for file in (await request.json())["files"]]
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
-        known = {path: {"oid": file.oid} for path, file in commit.files.items()}
+        known = {path: {"oid": file.oid} for path, file in self._located(request)[1].files.items()}
+        paths = [file["path"] for file in (await request.json())["files"]]
         mode = {"uploadMode": "regular", "shouldIgnore": False}
         return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})
 
@@ -328,7 +313,7 @@ class _Api:
         repo, commit, path = self._located(request)
         content = self._store.content(repo, commit, path)
         headers = {"ETag": f'"{commit.files[path].oid}"', "X-Repo-Commit": commit.id}
-        return FileResponse(content, headers=headers, media_type="application/octet-stream")
+        return FileResponse(content, headers=headers)
 
 
 def _model_id(asked: dict[str, Any]) -> str:

@@ -119,7 +119,6 @@ def test_only_the_accounts_own_models_can_be_written(api: HfApi, adapter: Path) 
     ):
         with pytest.raises(HfHubHTTPError, match="403 Forbidden"):
             write()
-    api.auth_check(MODEL_ID)
     with pytest.raises(HfHubHTTPError, match="takes no dataset repositories"):
         api.create_repo("rows", repo_type="dataset")
 
