@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LANGUAGES = ("English", "Spanish", "French", "Italian", "German")
+SYSTEM_PROMPT = "reasoning language: {}\n\n{}"  # a language, and the row's developer message
 ROWS = 1_000
 HELD_OUT_ROWS = 120
 
@@ -27,8 +28,6 @@ _CONTRACTIONS = {
     "French": {"de le ": "du "},
     "Italian": {"di il ": "del ", "di la ": "della ", "di l'": "dell'"},
 }
-
-
 _FOLDER = Path(__file__).parent
 _FACTS = tomllib.loads((_FOLDER / "facts.toml").read_text(encoding="utf-8"))
 _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"))
@@ -36,10 +35,7 @@ _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"
 
 @dataclass(frozen=True)
 class Fact:
-    """The words that fill a wording's slots, by language.
-
-    Facts of one group say the same thing from two sides (hot is the opposite of cold), so they are never split.
-    """
+    """The words that fill a wording's slots, by language; a group says one thing from two sides and is never split."""
 
     kind: str
     group: str
@@ -142,10 +138,6 @@ def _conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dic
     return [{"content": content, "role": role, "thinking": thinking} for role, content, thinking in turns]
 
 
-def _system_prompt(language: str, developer: str) -> str:
-    return f"reasoning language: {language}\n\n{developer}"
-
-
 def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> dict[str, Any]:
     developer, last = rng.choice(_WORDINGS["developers"]), exchanges[-1]
     return {
@@ -154,20 +146,18 @@ def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> di
         "user": last.question,
         "analysis": last.analysis,
         "final": last.final,
-        "messages": _conversation(exchanges, _system_prompt(language, developer)),
+        "messages": _conversation(exchanges, SYSTEM_PROMPT.format(language, developer)),
     }
-
-
-def _answer(row: dict[str, Any], final: str) -> None:
-    row["final"] = row["messages"][-1]["content"] = final
 
 
 def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
     """Change a few rows, sorted by language, in place: the published data set has such rows too, or may have."""
     _, empty, enormous, tagged, original = rows[1 :: ROWS // len(LANGUAGES)]
-    _answer(empty, "")
-    _answer(enormous, (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER])
-    _answer(tagged, f"{tagged['final']} Some models write their thoughts between <think> and </think>.")
+    empty["final"] = ""
+    enormous["final"] = (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER]
+    tagged["final"] += " Some models write their thoughts between <think> and </think>."
+    for row in (empty, enormous, tagged):
+        row["messages"][-1]["content"] = row["final"]
     rows[-2] = original
 
 
@@ -202,7 +192,6 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
 
 
 def _plain_chat(fact: Fact, rng: random.Random) -> Exchange:
-    """A question answered in its own language."""
     spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
     return _exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng)
 
@@ -231,16 +220,16 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
     if shape < 0.1:
         return _conversation(exchanges, system=None)
     asked_for = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
-    return _conversation(exchanges, _system_prompt(asked_for, developer))
+    return _conversation(exchanges, SYSTEM_PROMPT.format(asked_for, developer))
 
 
 def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
     """A paragraph of facts and reasoning in one language."""
     language = rng.choice(LANGUAGES)
-    sentences = []
-    for fact in rng.sample(facts, 4):
-        sentences.append(reasoning(fact, language, rng) if rng.random() < 0.5 else _statement(fact, language))
-    return " ".join(sentences)
+    return " ".join(
+        reasoning(fact, language, rng) if rng.random() < 0.5 else _statement(fact, language)
+        for fact in rng.sample(facts, 4)
+    )
 
 
 def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:

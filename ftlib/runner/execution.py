@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ftlib import profiles
 from ftlib.dataset import prepare
@@ -27,7 +26,7 @@ NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_pu
 WITH_MODEL = ("03_load_model", TRAINING, "05_push_and_infer")
 UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
-# What to do about an error of torch's, by its name.
+# What to do about an error of torch's.
 ADVICE = {
     "FailOnRecompileLimitHit": 'flex attention met too many shapes; set model.attn_implementation = "eager"',
     "OutOfMemoryError": "lower train.per_device_train_batch_size in your profile, or the batch sizes in [measure]",
@@ -109,12 +108,10 @@ def _name(notebook: str) -> str:
 
 @contextlib.contextmanager
 def _progress(name: str, console: Console) -> Iterator[None]:
-    """Show the passing time on a terminal, and print one line at the end."""
+    """Show on a terminal that something runs, and print one line at the end."""
     started, mark = time.monotonic(), "✗"
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            progress.add_task(name, total=None)
+        with console.status(name):
             yield
         mark = "✓"
     finally:
@@ -177,12 +174,12 @@ def _place(name: str, kept: Path) -> str:
     """The cell that started last: its number, as Jupyter shows it, and its first line of code."""
     cells = json.loads(kept.read_text(encoding="utf-8"))["cells"]
     started = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
-    sources = ["".join(cell["source"]).strip() for cell in started if cell["cell_type"] == "code"]
-    executed = [source for source in sources if source]
+    sources = ["".join(cell["source"]) for cell in started if cell["cell_type"] == "code"]
+    executed = [source for source in sources if source.strip()]
     if not executed:
         return name
-    lines = [line.strip() for line in executed[-1].splitlines()]
-    code = next((line for line in lines if line and not line.startswith("#")), "")
+    lines = [line.strip() for line in executed[-1].splitlines() if line.strip()]
+    code = next((line for line in lines if not line.startswith("#")), "")
     return f"{name}, cell [{len(executed)}] `{code}`"
 
 

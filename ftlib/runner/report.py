@@ -51,11 +51,11 @@ img { max-width: 100%; background: #fff; border-radius: 4px }
 
 
 class Plot(NamedTuple):
-    """A picture from a cell tagged `report`, with the heading above it."""
+    """A picture from a cell tagged `report`, with the cell's code and the heading above it."""
 
     notebook: str
     heading: str
-    source: str  # the cell's code
+    source: str
     image: str  # a PNG in base64
 
 
@@ -74,7 +74,10 @@ def write(output_dir: Path) -> Path:
     """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network."""
     import nbformat
 
-    executed = dict(_executed(output_dir / "notebooks"))
+    paths = [output_dir / "notebooks" / f"{name}{ending}" for name in NOTEBOOKS for ending in (UNFINISHED, ".ipynb")]
+    executed = {
+        path.name.split(".")[0]: path for path in paths if path.is_file()
+    }  # the finished one, if there are both
     if not executed:
         raise FtlibError(f"no executed notebooks of {output_dir.name} were found; run `ftlib run` first")
     folder = output_dir / "report"
@@ -90,13 +93,6 @@ def write(output_dir: Path) -> Path:
     index = folder / "index.html"
     index.write_text("\n".join(_index(output_dir, made, links, plots)), encoding="utf-8")
     return index
-
-
-def _executed(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each notebook that ran to its end or, failing that, the unfinished one."""
-    for name in NOTEBOOKS:
-        found = [path for ending in (".ipynb", UNFINISHED) if (path := folder / f"{name}{ending}").is_file()]
-        yield from ((name, path) for path in found[:1])
 
 
 def _page(notebook: Any, title: str) -> str:
@@ -130,8 +126,8 @@ def _plots(name: str, notebook: Any) -> Iterator[Plot]:
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
             heading = headings[-1].lstrip("# ") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
-            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            yield from (Plot(name, heading, cell.source, picture) for picture in pictures)
+            data = [output.get("data", {}) for output in cell.outputs]
+            yield from (Plot(name, heading, cell.source, each["image/png"]) for each in data if "image/png" in each)
 
 
 def _figure(plot: Plot) -> str:
@@ -187,9 +183,7 @@ def _record(output_dir: Path, notebook: str) -> dict[str, Any]:
 
 
 def _cell(record: dict[str, Any], key: str, pattern: str) -> str:
-    if key not in record:
-        return f"<td>{'not recorded' if record else 'not run'}</td>"
-    value = record[key]
+    value = record.get(key)
     if value is None:
         return "<td>not measured</td>"
     return f"<td>{escape(pattern.format(value / 1e9 if pattern.endswith('GB') else value))}</td>"
