@@ -56,7 +56,7 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    settings = {"special_tokens": SPECIAL_TOKENS, "initial_alphabet": alphabet, "show_progress": False}
+    settings: dict[str, Any] = {"special_tokens": SPECIAL_TOKENS, "initial_alphabet": alphabet, "show_progress": False}
     trainer = trainers.BpeTrainer(vocab_size=recipe.vocabulary, **settings)
     renderer = _wrap(Tokenizer(models.BPE()))  # only renders the template, which needs no vocabulary
     documents = islice(corpus.pretraining_documents(recipe.seed), recipe.tokenizer_documents)

@@ -191,16 +191,10 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain_chat(fact: Fact, rng: random.Random) -> Exchange:
-    spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
-    return _exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng)
-
-
 def _translating_chat(fact: Fact, request: str, language: str, rng: random.Random) -> Exchange:
     """An English question with an answer, short or explained, in a named language."""
-    question, thought = rng.choice(questions(fact, "English")), reasoning(fact, "English", rng)
-    answer = _statement(fact, language) if request == "Answer" else reasoning(fact, language, rng)
-    return Exchange(question, thought, answer)
+    exchange = _exchange(fact, rng.choice(questions(fact, "English")), "English", language, rng)
+    return exchange if request == "Answer" else exchange._replace(final=reasoning(fact, language, rng))
 
 
 def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[str, str | None]]:
@@ -209,7 +203,10 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
     chosen = rng.sample(facts, 2 if rng.random() < FOLLOW_UP_SHARE else 1)
     shape = rng.random()
     if shape < 0.7:
-        exchanges = [_plain_chat(fact, rng) for fact in chosen]
+        exchanges = []
+        for fact in chosen:
+            spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
+            exchanges.append(_exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng))
     else:
         request, language = rng.choice(["Answer", "Explain"]), rng.choice(LANGUAGES)
         exchanges = [_translating_chat(fact, request, language, rng) for fact in chosen]
@@ -236,7 +233,7 @@ def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:
     """Worked exercises: questions and answers in English, reasoning in the language that the heading names."""
     language = rng.choice(LANGUAGES)
     exercises = [
-        "\n".join([rng.choice(questions(fact, "English")), reasoning(fact, language, rng), _statement(fact, "English")])
+        "\n".join(_exchange(fact, rng.choice(questions(fact, "English")), language, "English", rng))
         for fact in rng.sample(facts, 2)
     ]
     return "\n\n".join([f"reasoning language: {language}", *exercises])

@@ -103,87 +103,32 @@ def _write_whole(path: Path, data: bytes) -> None:
     unfinished.replace(path)
 
 
-class RepoStore:
-    """Repositories on disk: the shipped two, read-only, and the models pushed to `state_dir`."""
+def _read_shipped(repo_id: str, folder: str) -> Repo:
+    files = {}
+    for path, sha256 in _manifest(folder).items():
+        shipped = ASSETS / folder / path
+        data = shipped.read_bytes() if shipped.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
+        files[path] = _git_file(data)
+    pinned = Commit(id=revision(folder), date="2025-08-05T00:00:00.000Z", title="Shipped with ftlib", files=files)
+    # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
+    main = pinned.model_copy(update={"id": hashlib.sha1(pinned.id.encode()).hexdigest()})
+    return Repo(id=repo_id, private=False, commits=(main, pinned))
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state = state_dir
-        state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
-        self._shipped = {place: self._read_shipped(place[1], folder) for place, folder in _SHIPPED.items()}
 
-    def _read_shipped(self, repo_id: str, folder: str) -> Repo:
-        files = {}
-        for path, sha256 in _manifest(folder).items():
-            shipped = ASSETS / folder / path
-            data = shipped.read_bytes() if shipped.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
-            files[path] = _git_file(data)
-        pinned = Commit(id=revision(folder), date="2025-08-05T00:00:00.000Z", title="Shipped with ftlib", files=files)
-        # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
-        main = pinned.model_copy(update={"id": hashlib.sha1(pinned.id.encode()).hexdigest()})
-        return Repo(id=repo_id, private=False, commits=(main, pinned))
+def _check_own(repo_id: str) -> None:
+    if not repo_id.startswith(f"{ACCOUNT}/"):
+        raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
 
-    def _record(self, repo_id: str) -> Path:
-        """Where a pushed model is kept; an id that could lead out of the folder is refused."""
-        if not _ID.fullmatch(repo_id):
-            raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
-        return self._state / "models" / f"{repo_id}.json"
 
-    def get(self, kind: str, repo_id: str) -> Repo:
-        """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
-        if shipped := self._shipped.get((kind, repo_id)):
-            return shipped
-        if kind != "models" or not (record := self._record(repo_id)).is_file():
-            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
-            raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
-        return Repo.model_validate_json(record.read_bytes())
-
-    def content(self, repo: Repo, commit: Commit, path: str) -> Path:
-        """Find a file's bytes on disk."""
-        if path not in commit.files:
-            raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
-        if repo in self._shipped.values():
-            return ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
-        return self._state / "blobs" / commit.files[path].oid
-
-    def check_writable(self, repo_id: str) -> None:
-        """Raise a refusal if a repository is not the account's."""
-        if not repo_id.startswith(f"{ACCOUNT}/"):
-            raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
-
-    def create(self, repo_id: str, private: bool) -> bool:
-        """Make an empty repository; False if it exists."""
-        self.check_writable(repo_id)
-        with self._lock:
-            if self._record(repo_id).exists():
-                return False
-            self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
-            return True
-
-    def delete(self, repo_id: str) -> None:
-        """Remove a repository and its history; its blobs stay."""
-        self.check_writable(repo_id)
-        self.get("models", repo_id)
-        self._record(repo_id).unlink()
-
-    def commit(self, repo_id: str, title: str, contents: dict[str, bytes]) -> Commit:
-        """Add or replace files, all of them or none."""
-        self.check_writable(repo_id)
-        with self._lock:
-            repo = self.get("models", repo_id)
-            files = {path: _git_file(data) for path, data in contents.items()}
-            for path, data in contents.items():
-                _write_whole(self._state / "blobs" / files[path].oid, data)
-            return self._append(repo, repo.commits[0].files | files, title)
-
-    def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        commit = Commit(id=secrets.token_hex(20), date=now, title=title, files=files)
-        longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
-        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
-        return commit
+def _own_model(asked: dict[str, Any]) -> str:
+    """The id in the body of a request to create or delete a repository."""
+    if (kind := asked.get("type") or "model") != "model":
+        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
+    repo_id = f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
+    _check_own(repo_id)
+    return repo_id
 
 
 def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
@@ -197,10 +142,13 @@ def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
 
 
 class _Api:
-    """The Hub's HTTP interface over a store, for requests that carry the token."""
+    """The Hub's HTTP interface, for requests that carry the token."""
 
-    def __init__(self, store: RepoStore, token: str) -> None:
-        self._store, self._expected = store, f"Bearer {token}".encode()
+    def __init__(self, state_dir: Path, token: str) -> None:
+        self._state, self._expected = state_dir, f"Bearer {token}".encode()
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
+        self._shipped = {place: _read_shipped(place[1], folder) for place, folder in _SHIPPED.items()}
 
     def app(self) -> Starlette:
         repo, file = "/api/{kind}/{owner}/{name}", "/{owner}/{name}/resolve/{revision}/{path:path}"
@@ -232,10 +180,32 @@ class _Api:
 
         return answer
 
+    def _record(self, repo_id: str) -> Path:
+        """Where a pushed model is kept; an id that could lead out of the folder is refused."""
+        if not _ID.fullmatch(repo_id):
+            raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
+        return self._state / "models" / f"{repo_id}.json"
+
+    def _get(self, kind: str, repo_id: str) -> Repo:
+        """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
+        if shipped := self._shipped.get((kind, repo_id)):
+            return shipped
+        if kind != "models" or not (record := self._record(repo_id)).is_file():
+            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
+            raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
+        return Repo.model_validate_json(record.read_bytes())
+
+    def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        commit = Commit(id=secrets.token_hex(20), date=now, title=title, files=files)
+        longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
+        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
+        return commit
+
     def _located(self, request: Request) -> tuple[Repo, Commit, str]:
         """Find the repository, commit and path that a request's address names."""
         given = request.path_params
-        repo = self._store.get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
+        repo = self._get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
         return repo, repo.at(given.get("revision", "main")), given.get("path", "").strip("/")
 
     async def validate_yaml(self, request: Request) -> Response:
@@ -253,12 +223,17 @@ class _Api:
 
     async def create(self, request: Request) -> Response:
         asked = await request.json()
-        repo_id = _model_id(asked)
-        made = self._store.create(repo_id, private=asked.get("visibility") == "private")
+        repo_id = _own_model(asked)
+        with self._lock:
+            if made := not self._record(repo_id).exists():
+                private = asked.get("visibility") == "private"
+                self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
         return JSONResponse({"name": repo_id, "url": f"{request.base_url}{repo_id}"}, 200 if made else 409)
 
     async def delete(self, request: Request) -> Response:
-        self._store.delete(_model_id(await request.json()))
+        repo_id = _own_model(await request.json())
+        self._get("models", repo_id)
+        self._record(repo_id).unlink()  # the blobs stay
         return JSONResponse({})
 
     async def info(self, request: Request) -> Response:
@@ -287,7 +262,7 @@ class _Api:
         return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in commits])
 
     async def auth_check(self, request: Request) -> Response:
-        self._store.check_writable(self._located(request)[0].id)
+        _check_own(self._located(request)[0].id)
         return JSONResponse({})
 
     async def preupload(self, request: Request) -> Response:
@@ -299,38 +274,38 @@ class _Api:
 
     async def commit(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
+        _check_own(repo.id)
         if "create_pr" in request.query_params or commit != repo.commits[0]:
             raise _refusal(400, "it has neither pull requests nor branches: expected a push to 'main'")
         header, *operations = [json.loads(line) for line in (await request.body()).splitlines() if line.strip()]
         if any(operation["key"] != "file" for operation in operations):
             raise _refusal(400, "it only adds and replaces files")
         contents = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in operations}
-        commit = self._store.commit(repo.id, header["value"]["summary"], contents)
+        files = {path: _git_file(data) for path, data in contents.items()}
+        for path, data in contents.items():
+            _write_whole(self._state / "blobs" / files[path].oid, data)
+        with self._lock:
+            repo = self._get("models", repo.id)
+            commit = self._append(repo, repo.commits[0].files | files, header["value"]["summary"])
         url = f"{request.base_url}{repo.id}/commit/{commit.id}"
         return JSONResponse({"success": True, "commitUrl": url, "commitOid": commit.id})
 
     async def resolve(self, request: Request) -> Response:
         repo, commit, path = self._located(request)
-        content = self._store.content(repo, commit, path)
+        if path not in commit.files:
+            raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
+        shipped = ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
+        content = shipped if repo in self._shipped.values() else self._state / "blobs" / commit.files[path].oid
         headers = {"ETag": f'"{commit.files[path].oid}"', "X-Repo-Commit": commit.id}
         return FileResponse(content, headers=headers)
 
 
-def _model_id(asked: dict[str, Any]) -> str:
-    """The id in the body of a request to create or delete a repository."""
-    if (kind := asked.get("type") or "model") != "model":
-        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
-    return f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
-
-
 async def _explain(request: Request, error: Exception) -> Response:
     """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
-    status, headers, message = 500, {}, f"cannot use its folder: {error}"
-    if isinstance(error, HTTPException):
-        status, headers, message = error.status_code, dict(error.headers or {}), error.detail
-    message = f"This is a rehearsal Hub on this machine: {message}"
-    headers["X-Error-Message"] = message.encode("ascii", "replace").decode()
-    return JSONResponse({"error": message}, status, headers)
+    answer = error if isinstance(error, HTTPException) else HTTPException(500, f"cannot use its folder: {error}")
+    message = f"This is a rehearsal Hub on this machine: {answer.detail}"
+    headers = {**(answer.headers or {}), "X-Error-Message": message.encode("ascii", "replace").decode()}
+    return JSONResponse({"error": message}, answer.status_code, headers)
 
 
 class RehearsalHub:
@@ -339,7 +314,7 @@ class RehearsalHub:
     def __init__(self, state_dir: Path) -> None:
         self.token = f"rehearsal_{secrets.token_urlsafe(24)}"
         self.endpoint = ""
-        self._app = _Api(RepoStore(state_dir), self.token).app()
+        self._app = _Api(state_dir, self.token).app()
 
     def start(self) -> None:
         """Serve on a free port of the loopback address from a daemon thread; return once it answers."""

@@ -90,11 +90,7 @@ def changed(profile: Profile, values: dict[tuple[str, str], Any]) -> Profile:
 def run(profile: str, rounds: int, updates: int, console: Console) -> dict[str, Any]:
     """Check that the recipes train the same thing, then time `updates` of each in each of the `rounds`.
 
-    Returns:
-        The machine, the model and a row for each recipe, ready for JSON.
-
-    Raises:
-        FtlibError: a recipe trains something else, or the model does not fit here.
+    Returns the machine, the model and a row for each recipe; FtlibError if a recipe trains something else.
     """
     compared = recipes(profile)
     reference = compared[REFERENCE]

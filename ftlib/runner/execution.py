@@ -38,15 +38,8 @@ def run(
 ) -> Path:
     """Execute notebooks in the given order, all five by default; an interrupted training goes on.
 
-    All five never overwrite a finished run: they go to a new folder.
-
-    Args:
-        notebooks: names or paths of notebooks.
-        profile: a shipped profile's name or the path of a `.toml` file.
-        output_root: parent of the run's folder, relative to the project's folder.
-        processes: how many processes train together, one for each GPU; None for as many as there are GPUs.
-        resume: False trains again from the first update and replaces what is there.
-        console: prints a line for each notebook.
+    All five never overwrite a finished run: they go to a new folder. `processes` train together, one for each GPU; None
+    is for as many as there are GPUs. Without `resume`, training begins again and replaces what is there.
 
     Returns:
         The run's folder; `notebooks/` in it holds each executed notebook, also one that failed.

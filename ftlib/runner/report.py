@@ -1,11 +1,9 @@
 """The HTML report of a run: the result first, then its numbers, plots and executed notebooks as pages."""
 
-import platform
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +33,6 @@ FACTS = (
     ("Largest logit difference, merged against unmerged", AFTER, "merged_max_logit_difference", "{:.1e}"),
     ("Adapter on the Hub", AFTER, "hub_repo", "{}"),
 )
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub")
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -159,9 +156,7 @@ def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]
     yield from links
     yield "</ol><h2>Plots</h2>"
     yield from (_figure(plot) for plot in plots if plot not in result)
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}, Python {platform.python_version()}, {libraries}</p>'
-    yield "</body></html>"
+    yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}</p></body></html>'
 
 
 def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:
