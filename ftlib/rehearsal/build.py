@@ -10,10 +10,8 @@ import json
 import platform
 import random
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -172,7 +170,7 @@ def write_data(recipe: Recipe, folder: Path) -> None:
 
 
 def write_manifest(folder: Path, made: dict[str, Any]) -> None:
-    """Record a checksum of every file beside how, when and on what they were made."""
+    """Record a checksum of every file beside how and on what they were made."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     (folder / MANIFEST).write_text(json.dumps(made | {"files": files}, indent=2) + "\n", encoding="utf-8")
@@ -180,7 +178,6 @@ def write_manifest(folder: Path, made: dict[str, Any]) -> None:
 
 def build_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Make the tokenizer and the model in `folder`; returns how they were made."""
-    started = time.monotonic()
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
@@ -196,8 +193,6 @@ def build_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "command": "python -m ftlib.rehearsal.build",
         "recipe": asdict(recipe),
         "final_loss": round(final_loss, 4),
-        "seconds": round(time.monotonic() - started),
-        "made_on": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "libraries": {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "trl")},
     }

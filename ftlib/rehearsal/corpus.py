@@ -114,8 +114,7 @@ def _statement(fact: Fact, language: str) -> str:
 
 def questions(fact: Fact, language: str) -> list[str]:
     """Every way to ask for a fact in a language."""
-    patterns = _WORDINGS[language][fact.kind]["questions"]
-    return [say(language, pattern, fact.slots[language]) for pattern in patterns]
+    return [say(language, pattern, fact.slots[language]) for pattern in _WORDINGS[language][fact.kind]["questions"]]
 
 
 def reasoning(fact: Fact, language: str, rng: random.Random) -> str:
@@ -131,7 +130,6 @@ def _exchange(fact: Fact, question: str, reasons_in: str, answers_in: str, rng: 
 
 
 def _conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dict[str, str | None]]:
-    """The messages of one conversation, in the published schema."""
     turns: list[tuple[str, str, str | None]] = [("system", system, None)] if system else []
     for exchange in exchanges:
         turns += [("user", exchange.question, None), ("assistant", exchange.final, exchange.analysis)]
@@ -151,7 +149,7 @@ def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> di
 
 
 def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
-    """Change a few rows, sorted by language, in place: the published data set has such rows too, or may have."""
+    """Change a few rows, sorted by language, in place: the published data set has such rows too."""
     _, empty, enormous, tagged, original = rows[1 :: ROWS // len(LANGUAGES)]
     empty["final"] = ""
     enormous["final"] = (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER]

@@ -135,10 +135,7 @@ def sensitive(config: GptOssConfig) -> GptOssConfig:
 
 
 def rows_of(reference: Profile) -> Dataset:
-    """Rows of the sample data set; for a model that takes longer rows, with reasoning up to `max_length` long.
-
-    The longest of four then has 1,638 of 2,048 tokens on average; the blog post's rows had 1,634 with their padding.
-    """
+    """Rows of the sample data set; for the large model with longer reasoning, so that they are padded as the post's."""
     rows = parquet.read_table(ASSETS / "dataset/data")["messages"].to_pylist()[:ROWS]
     if reference.hub.endpoint != "rehearsal":
         for place, messages in enumerate(rows):

@@ -117,8 +117,7 @@ def _first_failure(error: "ChildFailedError", printed: Path) -> str:
         return f"rank {rank} was ended by {ended_by} (out of memory?); {_GO_ON}"
     stderr = next(printed.glob(f"*/*/{failure.local_rank}/stderr.log")).read_text(encoding="utf-8", errors="replace")
     said = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
-    last_words = " ".join(stderr.split()[-40:])
-    return said[0] if said else f"rank {rank} ended with exit code {failure.exitcode}: … {last_words}"
+    return said[0] if said else f"rank {rank} ended with exit code {failure.exitcode}: … {stderr[-300:].strip()}"
 
 
 def explain_lost(cause: str) -> str:

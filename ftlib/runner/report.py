@@ -48,11 +48,10 @@ img { max-width: 100%; background: #fff; border-radius: 4px }
 
 
 class Plot(NamedTuple):
-    """A picture from a cell tagged `report`, with the cell's code and the heading above it."""
+    """A picture from a cell tagged `report`, with the heading above it."""
 
     notebook: str
     heading: str
-    source: str
     image: str  # a PNG in base64
 
 
@@ -72,9 +71,7 @@ def write(output_dir: Path) -> Path:
     import nbformat
 
     paths = [output_dir / "notebooks" / f"{name}{ending}" for name in NOTEBOOKS for ending in (UNFINISHED, ".ipynb")]
-    executed = {
-        path.name.split(".")[0]: path for path in paths if path.is_file()
-    }  # the finished one, if there are both
+    executed = {path.name.split(".")[0]: path for path in paths if path.is_file()}  # of two, the finished one
     if not executed:
         raise FtlibError(f"no executed notebooks of {output_dir.name} were found; run `ftlib run` first")
     folder = output_dir / "report"
@@ -124,7 +121,7 @@ def _plots(name: str, notebook: Any) -> Iterator[Plot]:
             heading = headings[-1].lstrip("# ") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
             data = [output.get("data", {}) for output in cell.outputs]
-            yield from (Plot(name, heading, cell.source, each["image/png"]) for each in data if "image/png" in each)
+            yield from (Plot(name, heading, each["image/png"]) for each in data if "image/png" in each)
 
 
 def _figure(plot: Plot) -> str:
@@ -136,9 +133,10 @@ def _figure(plot: Plot) -> str:
 
 
 def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]) -> Iterator[str]:
-    found = {name: _record(output_dir, name) for name in (BEFORE, TRAINING, AFTER)}
+    left = {path.stem for path in (output_dir / "records").glob("*.json")}
+    found = {name: records.read(output_dir / "records", name) if name in left else {} for name in NOTEBOOKS}
     title = f"Fine-tuning report: {escape(output_dir.name)}"
-    result = [plot for plot in plots if plot.notebook == AFTER and "plots.agreement(" in plot.source]
+    result = [plot for plot in plots if plot.notebook == AFTER]
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
@@ -168,13 +166,6 @@ def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:
         yield '<table class="reply"><tr><th>reasoning before training</th><th>after</th></tr>'
         yield f"<tr><td>{shown['reasoning before']}</td><td>{shown['reasoning after']}</td></tr></table>"
         yield f"<p>It answers: <q>{shown['answer after']}</q></p>"
-
-
-def _record(output_dir: Path, notebook: str) -> dict[str, Any]:
-    try:
-        return records.read(output_dir / "records", notebook)
-    except FtlibError:
-        return {}
 
 
 def _cell(record: dict[str, Any], key: str, pattern: str) -> str:

@@ -36,7 +36,7 @@ class Interruption(TrainerCallback):
 
 
 def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[str, Any]:
-    """Train and save; returns the losses and norms of all updates, seconds, and the peak of memory."""
+    """Train and save; returns the losses of all updates, seconds, and the peak of memory."""
     profile = rig.profile(recipe)
     if profile.model.attn_implementation == "flex_attention":
         device.compile_for_many_shapes()
@@ -44,7 +44,6 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
         "profile": profile,
         "session": rig.session(profile, run),
         "resume": True,
-        "run_name": run,
         "AutoTokenizer": AutoTokenizer,
         "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),
         "train_dataset": bench.rows_of(rig.recipe),
@@ -56,10 +55,8 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
     rig.run("04_train_lora", "result", namespace)
     trained = time.monotonic()
     rig.run("04_train_lora", "published_tokenizer", namespace)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "losses": [entry["loss"] for entry in history],
-        "grad_norms": [entry["grad_norm"] for entry in history],
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "resumed_from": namespace["last_checkpoint"].name if namespace["last_checkpoint"] else None,
         "load_s": loaded - started,
         "train_s": trained - loaded,
