@@ -21,7 +21,6 @@ from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 from ftlib.rehearsal.mxfp4 import BLOCK
 from ftlib.runner import bench, cells
-from ftlib.session import device
 from ftlib.session.session import Session
 from helpers import ROOT
 
@@ -122,20 +121,3 @@ def _random(name: str, weight: torch.Tensor, place: str) -> Iterator[tuple[str, 
     else:
         size = EMBEDDING if "embed" in name else 0.02
         yield name, torch.randn(weight.shape, dtype=torch.bfloat16, device=place) * size
-
-
-class Figures:
-    """What the tests measured, in lines below pytest's report."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.title = f"random weights in the shape of {rig.name}, {device.describe(not rig.on_gpu)}"
-        self.lines: list[str] = []
-
-    def tell(self, name: str, line: str) -> None:
-        self.lines.append(f"{name}: {line}")
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """pytest calls this at the end of a run."""
-        terminalreporter.section(self.title)
-        for line in self.lines:
-            terminalreporter.write_line(line)

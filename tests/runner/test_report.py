@@ -68,7 +68,6 @@ def test_the_result_comes_first_then_numbers_notebooks_and_plots(finished_run: P
     assert -1 not in places
     assert places == sorted(places)
     assert text.count("cmVzdWx0") == 1
-    assert "color-scheme: light dark" in text
     page = (index.parent / "01_setup.html").read_text()
     for source in ('src="http', 'href="http', "<script src=", "cdnjs", "unpkg"):
         assert source not in text + page
