@@ -77,10 +77,7 @@ def test_a_failing_cell_is_named_in_one_line_and_leaves_the_finished_notebook_as
     [
         ("from ftlib.errors import FtlibError; raise FtlibError('found A; do B')", r": found A; do B; see "),
         ("# the end\n\nimport os; os._exit(1)", r"`import os; os._exit\(1\)`: Kernel died \(out of memory\?\); see "),
-        (
-            "raise type('OutOfMemoryError', (RuntimeError,), {})('full')",
-            "full; lower train.per_device_train_batch_size",
-        ),
+        ("raise type('OutOfMemoryError', (OSError,), {})('full')", "full; lower train.per_device_train_batch_size"),
     ],
     ids=["for people", "a dead kernel", "of torch"],
 )
