@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlib.rehearsal import ASSETS
 from ftlib.runner import bench
 from ftlib.session import device
 from helpers.rig import Rig
+
+IMPORTED = ("AutoModelForCausalLM", "AutoTokenizer", "Mxfp4Config", "set_seed")
 
 
 class Interruption(TrainerCallback):
@@ -44,7 +47,9 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
         "profile": profile,
         "session": rig.session(profile, run),
         "resume": True,
-        "AutoTokenizer": AutoTokenizer,
+        # What the cell imports that would load the tokenizer and the rows from the Hub.
+        "torch": torch,
+        **{name: getattr(transformers, name) for name in IMPORTED},
         "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),
         "train_dataset": bench.rows_of(rig.recipe),
     }
