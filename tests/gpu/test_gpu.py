@@ -65,9 +65,14 @@ def rig() -> Iterator[Rig]:
 
 @pytest.fixture(scope="module")
 def tell(rig: Rig, request: pytest.FixtureRequest) -> Tell:
-    report: Any = request.config.pluginmanager.get_plugin("terminalreporter")
-    report.write_line(f"random weights in the shape of {rig.name}, {device.describe(not rig.on_gpu)}")
-    return lambda name, line: report.write_line(f"{name}: {line}")
+    plugins: Any = request.config.pluginmanager
+
+    def tell(name: str, line: str) -> None:
+        with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+            plugins.get_plugin("terminalreporter").write_line(f"{name}: {line}")
+
+    tell("random weights in the shape of", f"{rig.name}, {device.describe(not rig.on_gpu)}")
+    return tell
 
 
 @pytest.fixture(scope="module")
