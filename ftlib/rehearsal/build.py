@@ -10,10 +10,8 @@ import json
 import platform
 import random
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -56,9 +54,8 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
+    settings: dict[str, Any] = {"special_tokens": SPECIAL_TOKENS, "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=recipe.vocabulary, **settings)
     renderer = _wrap(Tokenizer(models.BPE()))  # only renders the template, which needs no vocabulary
     documents = islice(corpus.pretraining_documents(recipe.seed), recipe.tokenizer_documents)
     tokenizer.train_from_iterator((_render(renderer, document, recipe) for document in documents), trainer)
@@ -112,12 +109,11 @@ def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> I
 
 def train(model: GptOssForCausalLM, batches: Iterator[dict[str, torch.Tensor]], rate: float, warmup: float) -> float:
     """Train on all batches what is not frozen; returns the mean loss of the last 50 steps."""
-    steps = list(batches)
+    steps, losses = list(batches), list[float]()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     total = len(steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=warmup / total)
-    losses: list[float] = []
     for step, batch in enumerate(steps, 1):
         loss = model(**batch, use_cache=False).loss
         loss.backward()
@@ -156,11 +152,10 @@ def save_model(
     # The published repository holds its weights again in a folder, for other programs: never to be loaded or counted.
     (folder / "original").mkdir(exist_ok=True)
     save_file({"norm.scale": tensors["model.norm.weight"]}, folder / "original/model.safetensors")
-    config = model.config
-    config.dtype = "bfloat16"
+    model.config.dtype = "bfloat16"
     unpacked = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": unpacked}
-    config.save_pretrained(folder)
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": unpacked}
+    model.config.save_pretrained(folder)
     stops = [tokenizer.convert_tokens_to_ids(token) for token in ("<|return|>", "<|endoftext|>", "<|call|>")]
     pad = tokenizer.pad_token_id
     GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=pad).save_pretrained(folder)
@@ -175,16 +170,14 @@ def write_data(recipe: Recipe, folder: Path) -> None:
 
 
 def write_manifest(folder: Path, made: dict[str, Any]) -> None:
-    """Record a checksum of every file beside how, when and on what they were made."""
+    """Record a checksum of every file beside how and on what they were made."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    text = json.dumps(made | {"files": files}, indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(made | {"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
 def build_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Make the tokenizer and the model in `folder`; returns how they were made."""
-    started = time.monotonic()
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
@@ -200,8 +193,6 @@ def build_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "command": "python -m ftlib.rehearsal.build",
         "recipe": asdict(recipe),
         "final_loss": round(final_loss, 4),
-        "seconds": round(time.monotonic() - started),
-        "made_on": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "libraries": {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "trl")},
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LANGUAGES = ("English", "Spanish", "French", "Italian", "German")
+SYSTEM_PROMPT = "reasoning language: {}\n\n{}"  # a language, and the row's developer message
 ROWS = 1_000
 HELD_OUT_ROWS = 120
 
@@ -27,8 +28,6 @@ _CONTRACTIONS = {
     "French": {"de le ": "du "},
     "Italian": {"di il ": "del ", "di la ": "della ", "di l'": "dell'"},
 }
-
-
 _FOLDER = Path(__file__).parent
 _FACTS = tomllib.loads((_FOLDER / "facts.toml").read_text(encoding="utf-8"))
 _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"))
@@ -36,10 +35,7 @@ _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"
 
 @dataclass(frozen=True)
 class Fact:
-    """The words that fill a wording's slots, by language.
-
-    Facts of one group say the same thing from two sides (hot is the opposite of cold), so they are never split.
-    """
+    """The words that fill a wording's slots, by language; a group says one thing from two sides and is never split."""
 
     kind: str
     group: str
@@ -118,8 +114,7 @@ def _statement(fact: Fact, language: str) -> str:
 
 def questions(fact: Fact, language: str) -> list[str]:
     """Every way to ask for a fact in a language."""
-    patterns = _WORDINGS[language][fact.kind]["questions"]
-    return [say(language, pattern, fact.slots[language]) for pattern in patterns]
+    return [say(language, pattern, fact.slots[language]) for pattern in _WORDINGS[language][fact.kind]["questions"]]
 
 
 def reasoning(fact: Fact, language: str, rng: random.Random) -> str:
@@ -135,15 +130,10 @@ def _exchange(fact: Fact, question: str, reasons_in: str, answers_in: str, rng: 
 
 
 def _conversation(exchanges: Sequence[Exchange], system: str | None) -> list[dict[str, str | None]]:
-    """The messages of one conversation, in the published schema."""
     turns: list[tuple[str, str, str | None]] = [("system", system, None)] if system else []
     for exchange in exchanges:
         turns += [("user", exchange.question, None), ("assistant", exchange.final, exchange.analysis)]
     return [{"content": content, "role": role, "thinking": thinking} for role, content, thinking in turns]
-
-
-def _system_prompt(language: str, developer: str) -> str:
-    return f"reasoning language: {language}\n\n{developer}"
 
 
 def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> dict[str, Any]:
@@ -154,20 +144,18 @@ def _row(exchanges: Sequence[Exchange], language: str, rng: random.Random) -> di
         "user": last.question,
         "analysis": last.analysis,
         "final": last.final,
-        "messages": _conversation(exchanges, _system_prompt(language, developer)),
+        "messages": _conversation(exchanges, SYSTEM_PROMPT.format(language, developer)),
     }
 
 
-def _answer(row: dict[str, Any], final: str) -> None:
-    row["final"] = row["messages"][-1]["content"] = final
-
-
 def _make_some_unusual(rows: list[dict[str, Any]]) -> None:
-    """Change a few rows, sorted by language, in place: the published data set has such rows too, or may have."""
+    """Change a few rows, sorted by language, in place: the published data set has such rows too."""
     _, empty, enormous, tagged, original = rows[1 :: ROWS // len(LANGUAGES)]
-    _answer(empty, "")
-    _answer(enormous, (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER])
-    _answer(tagged, f"{tagged['final']} Some models write their thoughts between <think> and </think>.")
+    empty["final"] = ""
+    enormous["final"] = (f"{enormous['final']} " * ENORMOUS_ANSWER)[:ENORMOUS_ANSWER]
+    tagged["final"] += " Some models write their thoughts between <think> and </think>."
+    for row in (empty, enormous, tagged):
+        row["messages"][-1]["content"] = row["final"]
     rows[-2] = original
 
 
@@ -201,17 +189,10 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain_chat(fact: Fact, rng: random.Random) -> Exchange:
-    """A question answered in its own language."""
-    spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
-    return _exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng)
-
-
 def _translating_chat(fact: Fact, request: str, language: str, rng: random.Random) -> Exchange:
     """An English question with an answer, short or explained, in a named language."""
-    question, thought = rng.choice(questions(fact, "English")), reasoning(fact, "English", rng)
-    answer = _statement(fact, language) if request == "Answer" else reasoning(fact, language, rng)
-    return Exchange(question, thought, answer)
+    exchange = _exchange(fact, rng.choice(questions(fact, "English")), "English", language, rng)
+    return exchange if request == "Answer" else exchange._replace(final=reasoning(fact, language, rng))
 
 
 def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[str, str | None]]:
@@ -220,7 +201,10 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
     chosen = rng.sample(facts, 2 if rng.random() < FOLLOW_UP_SHARE else 1)
     shape = rng.random()
     if shape < 0.7:
-        exchanges = [_plain_chat(fact, rng) for fact in chosen]
+        exchanges = []
+        for fact in chosen:
+            spoken = "English" if rng.random() < 0.6 else rng.choice(LANGUAGES)
+            exchanges.append(_exchange(fact, rng.choice(questions(fact, spoken)), "English", spoken, rng))
     else:
         request, language = rng.choice(["Answer", "Explain"]), rng.choice(LANGUAGES)
         exchanges = [_translating_chat(fact, request, language, rng) for fact in chosen]
@@ -231,23 +215,23 @@ def _pretraining_chat(facts: Sequence[Fact], rng: random.Random) -> list[dict[st
     if shape < 0.1:
         return _conversation(exchanges, system=None)
     asked_for = rng.choice([*LANGUAGES, "Portuguese", "Dutch", "Polish"])
-    return _conversation(exchanges, _system_prompt(asked_for, developer))
+    return _conversation(exchanges, SYSTEM_PROMPT.format(asked_for, developer))
 
 
 def _plain_text(facts: Sequence[Fact], rng: random.Random) -> str:
     """A paragraph of facts and reasoning in one language."""
     language = rng.choice(LANGUAGES)
-    sentences = []
-    for fact in rng.sample(facts, 4):
-        sentences.append(reasoning(fact, language, rng) if rng.random() < 0.5 else _statement(fact, language))
-    return " ".join(sentences)
+    return " ".join(
+        reasoning(fact, language, rng) if rng.random() < 0.5 else _statement(fact, language)
+        for fact in rng.sample(facts, 4)
+    )
 
 
 def _textbook(facts: Sequence[Fact], rng: random.Random) -> str:
     """Worked exercises: questions and answers in English, reasoning in the language that the heading names."""
     language = rng.choice(LANGUAGES)
     exercises = [
-        "\n".join([rng.choice(questions(fact, "English")), reasoning(fact, language, rng), _statement(fact, "English")])
+        "\n".join(_exchange(fact, rng.choice(questions(fact, "English")), language, "English", rng))
         for fact in rng.sample(facts, 2)
     ]
     return "\n\n".join([f"reasoning language: {language}", *exercises])

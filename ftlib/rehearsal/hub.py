@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -28,7 +27,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import ASSETS
@@ -37,13 +35,14 @@ ACCOUNT = "learner"
 MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
+_SHIPPED = {("models", MODEL_ID): "model", ("datasets", DATASET_ID): "dataset"}  # a repository's folder of the assets
 _FRONT_MATTER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|\Z)", re.DOTALL)
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
 
 
 class File(BaseModel, frozen=True):
-    """A file's git blob id, by which clients recognise unchanged files, and its size in bytes."""
+    """A file's git blob id, by which clients recognise unchanged files, and its size."""
 
     oid: str
     size: int
@@ -73,27 +72,22 @@ class Repo(BaseModel, frozen=True):
         raise _refusal(404, f"{self.id} has no revision {revision!r}: expected 'main' or a commit id", "Revision")
 
 
-def revision(folder: str, assets_dir: Path = ASSETS) -> str:
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def revision(folder: str) -> str:
     """The pinned commit of the shipped "model" or "dataset": 40 hex digits that follow from its files' SHA-256."""
-    files = _manifest(assets_dir, folder)
+    files = _manifest(folder)
     return hashlib.sha1("".join(f"{sha256} {path}\n" for path, sha256 in files.items()).encode()).hexdigest()
 
 
-def _manifest(assets_dir: Path, folder: str) -> dict[str, str]:
-    path = assets_dir / "manifest.json"
-    try:
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FtlibError(f"cannot read {path} ({error!r}); install ftlib again") from error
+def _manifest(folder: str) -> dict[str, str]:
+    files: dict[str, str] = json.loads((ASSETS / "manifest.json").read_text(encoding="utf-8"))["files"]
     return {name.removeprefix(f"{folder}/"): files[name] for name in sorted(files) if name.startswith(f"{folder}/")}
 
 
 def _git_file(data: bytes) -> File:
     return File(oid=hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), size=len(data))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
@@ -105,99 +99,36 @@ def _write_whole(path: Path, data: bytes) -> None:
     """Write a file that a reader, or a kill half-way, finds whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
 
 
-class RepoStore:
-    """Repositories on disk: the shipped two, read-only, and the models pushed to `state_dir`."""
+def _read_shipped(repo_id: str, folder: str) -> Repo:
+    files = {}
+    for path, sha256 in _manifest(folder).items():
+        shipped = ASSETS / folder / path
+        data = shipped.read_bytes() if shipped.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
+        files[path] = _git_file(data)
+    pinned = Commit(id=revision(folder), date="2025-08-05T00:00:00.000Z", title="Shipped with ftlib", files=files)
+    # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
+    main = pinned.model_copy(update={"id": hashlib.sha1(pinned.id.encode()).hexdigest()})
+    return Repo(id=repo_id, private=False, commits=(main, pinned))
 
-    def __init__(self, state_dir: Path, assets_dir: Path) -> None:
-        self._state = state_dir
-        self._assets = assets_dir
-        state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
-        self._shipped = {
-            ("models", MODEL_ID): self._read_shipped("model", MODEL_ID),
-            ("datasets", DATASET_ID): self._read_shipped("dataset", DATASET_ID),
-        }
 
-    def _read_shipped(self, folder: str, repo_id: str) -> Repo:
-        files = {}
-        for path, sha256 in _manifest(self._assets, folder).items():
-            shipped = self._assets / folder / path
-            data = shipped.read_bytes() if shipped.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise FtlibError(f"{shipped} is missing or changed: expected SHA-256 {sha256}; install ftlib again")
-            files[path] = _git_file(data)
-        pinned = Commit(id=revision(folder, self._assets), date=_now(), title="Shipped with ftlib", files=files)
-        # As in published repositories, main has moved on: only a pinned request gets the pinned commit.
-        later = hashlib.sha1(f"after {pinned.id}".encode()).hexdigest()
-        main = pinned.model_copy(update={"id": later, "title": "A later commit, the same files"})
-        return Repo(id=repo_id, private=False, commits=(main, pinned))
+def _check_own(repo_id: str) -> None:
+    if not repo_id.startswith(f"{ACCOUNT}/"):
+        raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
 
-    def _record(self, repo_id: str) -> Path:
-        """Where a pushed model is kept; an id that could lead out of the folder is refused."""
-        if not _ID.fullmatch(repo_id):
-            raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
-        return self._state / "models" / f"{repo_id}.json"
 
-    def get(self, kind: str, repo_id: str) -> Repo:
-        """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
-        if (kind, repo_id) in self._shipped:
-            return self._shipped[kind, repo_id]
-        if kind != "models" or not (record := self._record(repo_id)).is_file():
-            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
-            raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
-        return Repo.model_validate_json(record.read_bytes())
-
-    def content(self, repo: Repo, commit: Commit, path: str) -> Path:
-        """Find a file's bytes on disk."""
-        if path not in commit.files:
-            raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
-        if repo in self._shipped.values():
-            return self._assets / ("model" if repo.id == MODEL_ID else "dataset") / path
-        return self._state / "blobs" / commit.files[path].oid
-
-    def check_writable(self, repo_id: str) -> None:
-        """Refuse a repository that is not the account's."""
-        if not repo_id.startswith(f"{ACCOUNT}/"):
-            raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
-
-    def create(self, repo_id: str, private: bool) -> bool:
-        """Make an empty repository; False if it exists."""
-        self.check_writable(repo_id)
-        with self._lock:
-            if self._record(repo_id).exists():
-                return False
-            self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
-            return True
-
-    def delete(self, repo_id: str) -> None:
-        """Remove a repository and its history; its blobs stay."""
-        self.check_writable(repo_id)
-        self.get("models", repo_id)
-        self._record(repo_id).unlink()
-
-    def commit(self, repo_id: str, title: str, contents: dict[str, bytes]) -> Commit:
-        """Add or replace files, all of them or none."""
-        self.check_writable(repo_id)
-        with self._lock:
-            repo = self.get("models", repo_id)
-            files = {path: _git_file(data) for path, data in contents.items()}
-            for path, data in contents.items():
-                _write_whole(self._state / "blobs" / files[path].oid, data)
-            return self._append(repo, repo.commits[0].files | files, title)
-
-    def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
-        draft = Commit(id="", date=_now(), title=title, files=files)
-        commit = draft.model_copy(update={"id": hashlib.sha1((repo.id + draft.model_dump_json()).encode()).hexdigest()})
-        longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
-        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
-        return commit
+def _own_model(asked: dict[str, Any]) -> str:
+    """The id in the body of a request to create or delete a repository."""
+    if (kind := asked.get("type") or "model") != "model":
+        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
+    repo_id = f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
+    _check_own(repo_id)
+    return repo_id
 
 
 def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
@@ -205,21 +136,23 @@ def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path, file in sorted(files.items()):
         for folder in [str(parent) for parent in PurePosixPath(path).parents][-2::-1]:
-            oid = hashlib.sha1(folder.encode()).hexdigest()
-            entries[folder] = {"type": "directory", "path": folder, "oid": oid, "size": 0}
+            entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
         entries[path] = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
     return entries
 
 
 class _Api:
-    """The Hub's HTTP interface over a store."""
+    """The Hub's HTTP interface, for requests that carry the token."""
 
-    def __init__(self, store: RepoStore) -> None:
-        self._store = store
+    def __init__(self, state_dir: Path, token: str) -> None:
+        self._state, self._expected = state_dir, f"Bearer {token}".encode()
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
+        self._shipped = {place: _read_shipped(place[1], folder) for place, folder in _SHIPPED.items()}
 
     def app(self) -> Starlette:
         repo, file = "/api/{kind}/{owner}/{name}", "/{owner}/{name}/resolve/{revision}/{path:path}"
-        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        table: list[tuple[str, str, Handler]] = [
             ("POST", _OPEN_PATH, self.validate_yaml),
             ("GET", "/api/whoami-v2", self.whoami),
             ("POST", "/api/repos/create", self.create),
@@ -229,19 +162,50 @@ class _Api:
             ("GET", repo + "/tree/{revision}{path:path}", self.tree),
             ("POST", repo + "/paths-info/{revision}", self.paths_info),
             ("GET", repo + "/commits/{revision}", self.commits),
-            ("GET", repo + "/auth-check{write:path}", self.auth_check),
+            ("GET", repo + "/auth-check/write", self.auth_check),
             ("POST", repo + "/preupload/{revision}", self.preupload),
             ("POST", repo + "/commit/{revision}", self.commit),
             ("GET", "/{kind}" + file, self.resolve),
             ("GET", file, self.resolve),
         ]
-        routes = [Route(path, handler, methods=[method]) for method, path, handler in table]
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
         return Starlette(routes=routes, exception_handlers={HTTPException: _explain, OSError: _explain})
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if request.url.path != _OPEN_PATH and not secrets.compare_digest(given, self._expected):
+                raise _refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
+            return await handler(request)
+
+        return answer
+
+    def _record(self, repo_id: str) -> Path:
+        """Where a pushed model is kept; an id that could lead out of the folder is refused."""
+        if not _ID.fullmatch(repo_id):
+            raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
+        return self._state / "models" / f"{repo_id}.json"
+
+    def _get(self, kind: str, repo_id: str) -> Repo:
+        """Read a repository as it is on disk now, whichever server pushed to it; `kind` is "models" or "datasets"."""
+        if shipped := self._shipped.get((kind, repo_id)):
+            return shipped
+        if kind != "models" or not (record := self._record(repo_id)).is_file():
+            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
+            raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
+        return Repo.model_validate_json(record.read_bytes())
+
+    def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        commit = Commit(id=secrets.token_hex(20), date=now, title=title, files=files)
+        longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
+        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
+        return commit
 
     def _located(self, request: Request) -> tuple[Repo, Commit, str]:
         """Find the repository, commit and path that a request's address names."""
         given = request.path_params
-        repo = self._store.get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
+        repo = self._get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
         return repo, repo.at(given.get("revision", "main")), given.get("path", "").strip("/")
 
     async def validate_yaml(self, request: Request) -> Response:
@@ -254,25 +218,30 @@ class _Api:
         return JSONResponse({"errors": errors, "warnings": []}, 200 if valid else 400)
 
     async def whoami(self, request: Request) -> Response:
-        auth = {"type": "access_token", "accessToken": {"displayName": "rehearsal", "role": "write"}}
+        auth = {"accessToken": {"role": "write"}}
         return JSONResponse({"type": "user", "name": ACCOUNT, "orgs": [], "auth": auth})
 
     async def create(self, request: Request) -> Response:
         asked = await request.json()
-        repo_id = _model_id(asked)
-        made = self._store.create(repo_id, private=asked.get("visibility") == "private")
+        repo_id = _own_model(asked)
+        with self._lock:
+            if made := not self._record(repo_id).exists():
+                private = asked.get("visibility") == "private"
+                self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
         return JSONResponse({"name": repo_id, "url": f"{request.base_url}{repo_id}"}, 200 if made else 409)
 
     async def delete(self, request: Request) -> Response:
-        self._store.delete(_model_id(await request.json()))
+        repo_id = _own_model(await request.json())
+        self._get("models", repo_id)
+        self._record(repo_id).unlink()  # the blobs stay
         return JSONResponse({})
 
     async def info(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
         files = sorted(commit.files.items())
         siblings = [{"rfilename": path, "size": file.size, "blobId": file.oid} for path, file in files]
-        told = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": [], "siblings": siblings}
-        return JSONResponse(told)
+        about = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": []}
+        return JSONResponse(about | {"siblings": siblings})
 
     async def tree(self, request: Request) -> Response:
         repo, commit, folder = self._located(request)
@@ -284,116 +253,87 @@ class _Api:
         return JSONResponse([below[path] for path in below if recursive or "/" not in path.removeprefix(prefix)])
 
     async def paths_info(self, request: Request) -> Response:
-        _, commit, _ = self._located(request)
-        entries = _entries(commit.files)
+        entries = _entries(self._located(request)[1].files)
         asked = parse_qs((await request.body()).decode()).get("paths", [])
         return JSONResponse([entries[path] for path in asked if path in entries])
 
     async def commits(self, request: Request) -> Response:
-        repo, _, _ = self._located(request)
-        missing = {"message": "", "authors": []}
-        return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in repo.commits])
+        commits, missing = self._located(request)[0].commits, {"message": "", "authors": []}
+        return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in commits])
 
     async def auth_check(self, request: Request) -> Response:
-        repo, _, _ = self._located(request)
-        if request.path_params["write"]:
-            self._store.check_writable(repo.id)
+        _check_own(self._located(request)[0].id)
         return JSONResponse({})
 
     async def preupload(self, request: Request) -> Response:
-        _, commit, _ = self._located(request)
-        paths = [file["path"] for file in (await request.json())["files"]]
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
-        known = {path: {"oid": file.oid} for path, file in commit.files.items()}
+        known = {path: {"oid": file.oid} for path, file in self._located(request)[1].files.items()}
+        paths = [file["path"] for file in (await request.json())["files"]]
         mode = {"uploadMode": "regular", "shouldIgnore": False}
         return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})
 
     async def commit(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
+        _check_own(repo.id)
         if "create_pr" in request.query_params or commit != repo.commits[0]:
             raise _refusal(400, "it has neither pull requests nor branches: expected a push to 'main'")
         header, *operations = [json.loads(line) for line in (await request.body()).splitlines() if line.strip()]
         if any(operation["key"] != "file" for operation in operations):
             raise _refusal(400, "it only adds and replaces files")
         contents = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in operations}
-        commit = self._store.commit(repo.id, header["value"]["summary"], contents)
+        files = {path: _git_file(data) for path, data in contents.items()}
+        for path, data in contents.items():
+            _write_whole(self._state / "blobs" / files[path].oid, data)
+        with self._lock:
+            repo = self._get("models", repo.id)
+            commit = self._append(repo, repo.commits[0].files | files, header["value"]["summary"])
         url = f"{request.base_url}{repo.id}/commit/{commit.id}"
         return JSONResponse({"success": True, "commitUrl": url, "commitOid": commit.id})
 
     async def resolve(self, request: Request) -> Response:
         repo, commit, path = self._located(request)
-        content = self._store.content(repo, commit, path)
+        if path not in commit.files:
+            raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
+        shipped = ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
+        content = shipped if repo in self._shipped.values() else self._state / "blobs" / commit.files[path].oid
         headers = {"ETag": f'"{commit.files[path].oid}"', "X-Repo-Commit": commit.id}
-        return FileResponse(content, headers=headers, media_type="application/octet-stream")
+        return FileResponse(content, headers=headers)
 
 
-def _model_id(asked: dict[str, Any]) -> str:
-    """The id in the body of a request to create or delete a repository."""
-    if (kind := asked.get("type") or "model") != "model":
-        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
-    return f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
-
-
-async def _explain(request: Request | None, error: Exception) -> Response:
+async def _explain(request: Request, error: Exception) -> Response:
     """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
-    status, headers, message = 500, {}, f"cannot use its folder: {error}"
-    if isinstance(error, HTTPException):
-        status, headers, message = error.status_code, dict(error.headers or {}), error.detail
-    message = f"This is a rehearsal Hub on this machine: {message}"
-    headers["X-Error-Message"] = message.encode("ascii", "replace").decode()
-    return JSONResponse({"error": message}, status, headers)
-
-
-def _guarded(app: ASGIApp, token: str) -> ASGIApp:
-    """The app, for requests that carry the token."""
-    expected = f"Bearer {token}".encode()
-
-    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if scope["path"] == _OPEN_PATH or secrets.compare_digest(given, expected):
-            await app(scope, receive, send)
-        else:
-            refusal = await _explain(None, _refusal(401, "expected the token that ftlib's session put in HF_TOKEN"))
-            await refusal(scope, receive, send)
-
-    return gate
+    answer = error if isinstance(error, HTTPException) else HTTPException(500, f"cannot use its folder: {error}")
+    message = f"This is a rehearsal Hub on this machine: {answer.detail}"
+    headers = {**(answer.headers or {}), "X-Error-Message": message.encode("ascii", "replace").decode()}
+    return JSONResponse({"error": message}, answer.status_code, headers)
 
 
 class RehearsalHub:
-    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block.
+    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block."""
 
-    Args:
-        state_dir: keeps pushed repositories; several servers may share it.
-        assets_dir: the shipped model and data set with their manifest.
-    """
-
-    def __init__(self, state_dir: Path, assets_dir: Path = ASSETS) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self.token = f"rehearsal_{secrets.token_urlsafe(24)}"
         self.endpoint = ""
-        self._app = _guarded(_Api(RepoStore(state_dir, assets_dir)).app(), self.token)
+        self._app = _Api(state_dir, self.token).app()
 
     def start(self) -> None:
         """Serve on a free port of the loopback address from a daemon thread; return once it answers."""
-        # asyncio turns Nagle's algorithm off, which costs 40 ms a request, only where the protocol is named.
-        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
         quiet: dict[str, Any] = {"log_config": None, "log_level": "critical"}  # a notebook shows no server's log
         plain: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "timeout_graceful_shutdown": 1}
-        self._server = uvicorn.Server(uvicorn.Config(self._app, **quiet, **plain))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._server = uvicorn.Server(uvicorn.Config(self._app, "127.0.0.1", 0, **quiet, **plain))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
                 raise FtlibError("the rehearsal Hub did not start on 127.0.0.1; restart the kernel")
             time.sleep(0.01)
-        host, port = self._listener.getsockname()
+        host, port = self._server.servers[0].sockets[0].getsockname()
         self.endpoint = f"http://{host}:{port}"
 
     def stop(self) -> None:
         """End the server; what was pushed stays on disk."""
         self._server.should_exit = True
         self._thread.join()
-        self._listener.close()
 
     def __enter__(self) -> Self:
         self.start()

@@ -7,9 +7,7 @@ Microscaling Formats specification 1.0, section 5).
 import torch
 
 BLOCK = 32
-MAGNITUDES = torch.tensor(
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-)  # a 4-bit code is a sign bit and an index into these
+MAGNITUDES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # a code is a sign bit and an index into these
 MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2  # rounding to the nearest magnitude is a search among these
 EXPONENT_BIAS = 127
 LARGEST_EXPONENT = 2  # of the largest magnitude, 6

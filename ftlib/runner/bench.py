@@ -13,9 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,8 +45,8 @@ LEVERS = {
     "train": ("per_device_train_batch_size", "optim", "train_sampling_strategy", "activation_checkpointing", "bf16"),
 }
 # How far a loss or gradient norm may be from the reference's, as a share: 24 random layers magnify bfloat16's rounding.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-IN_FLOAT32 = {("model", "dtype"): "float32", ("train", "bf16"): False}
+TOLERANCE_IN_FLOAT32, TOLERANCE = 1e-4, 1e-1
+IN_FLOAT32 = {("model", "dtype"): "float32", ("train", "bf16"): False, ("recipe", "expert_layers"): (1,)}
 ROWS = 160
 TOKENS_OF_A_ROW, TOKENS_OF_ITS_REASONING = 174, 41  # means, in the tiny model's tokens
 
@@ -92,44 +90,36 @@ def changed(profile: Profile, values: dict[tuple[str, str], Any]) -> Profile:
 def run(profile: str, rounds: int, updates: int, console: Console) -> dict[str, Any]:
     """Check that the recipes train the same thing, then time `updates` of each in each of the `rounds`.
 
-    Returns:
-        The machine, the model and a row for each recipe, ready for JSON.
-
-    Raises:
-        FtlibError: a recipe trains something else, or the model does not fit here.
+    Returns the machine, the model and a row for each recipe; FtlibError if a recipe trains something else.
     """
     compared = recipes(profile)
     reference = compared[REFERENCE]
     doctor.check_compute(reference)
-    try:
-        measured = _measure(compared, rounds, updates, console)
-    except torch.OutOfMemoryError:
-        raise FtlibError("the GPU's memory ran out; lower train.per_device_train_batch_size") from None
-    rows = [_row(name, compared[name], found) for name, found in measured.items()]
-    return {
-        "model": reference.hub.model,
-        "machine": device.describe(reference.train.use_cpu),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "versions": {package: version(package) for package in ("torch", "transformers", "peft", "trl")},
-        "timed_updates": rounds * updates,
-        "recipes": [row | {"times_as_fast": row["rows_per_second"] / rows[0]["rows_per_second"]} for row in rows],
-    }
-
-
-def _measure(compared: dict[str, Profile], rounds: int, updates: int, console: Console) -> dict[str, Measured]:
-    rows, config = rows_of(compared[REFERENCE]), shape_of(compared[REFERENCE])
-    exact: dict[str, Measured] = {}
-    measured: dict[str, Measured] = {}
-    for name, recipe in compared.items():
-        console.print(f"does {name} train the same?", highlight=False)
-        exact[name] = check(changed(recipe, IN_FLOAT32), sensitive(config), rows)
-        refuse_another_training(name, exact[name], exact[REFERENCE], TOLERANCE["float32"])
-        measured[name] = check(recipe, config, rows)
-        refuse_another_training(name, measured[name], measured[REFERENCE], TOLERANCE["bfloat16"])
+    rows, config = rows_of(reference), shape_of(reference)
+    measured = _same_training(compared, config, rows, console)
     for turn in range(rounds):
         console.print(f"timing, round {turn + 1} of {rounds}", highlight=False)
         for name in list(compared)[:: 1 if turn % 2 == 0 else -1]:
             measured[name].update_s += _time(compared[name], config, rows, updates)
+    slow, batch = statistics.median(measured[REFERENCE].update_s), reference.recipe.effective_batch_size
+    return {
+        "model": reference.hub.model,
+        "machine": device.describe(reference.train.use_cpu),
+        "timed_updates": rounds * updates,
+        "recipes": [_row(name, found, batch, slow) for name, found in measured.items()],
+    }
+
+
+def _same_training(
+    compared: dict[str, Profile], config: GptOssConfig, rows: Dataset, console: Console
+) -> dict[str, Measured]:
+    """What each recipe computes as it is; FtlibError if one trains something else, so or in float32 on two layers."""
+    for values, shape, tolerance in ((IN_FLOAT32, sensitive(config), TOLERANCE_IN_FLOAT32), ({}, config, TOLERANCE)):
+        measured: dict[str, Measured] = {}
+        for name, recipe in compared.items():
+            console.print(f"does {name} train the same?", highlight=False)
+            measured[name] = check(changed(recipe, values), shape, rows)
+            refuse_another_training(name, measured[name], measured[REFERENCE], tolerance)
     return measured
 
 
@@ -145,10 +135,7 @@ def sensitive(config: GptOssConfig) -> GptOssConfig:
 
 
 def rows_of(reference: Profile) -> Dataset:
-    """Rows of the sample data set; for a model that takes longer rows, with reasoning up to `max_length` long.
-
-    The longest of four then has 1,638 of 2,048 tokens on average; the blog post's rows had 1,634 with their padding.
-    """
+    """Rows of the sample data set; for the large model with longer reasoning, so that they are padded as the post's."""
     rows = parquet.read_table(ASSETS / "dataset/data")["messages"].to_pylist()[:ROWS]
     if reference.hub.endpoint != "rehearsal":
         for place, messages in enumerate(rows):
@@ -195,22 +182,22 @@ def _time(recipe: Profile, config: GptOssConfig, rows: Dataset, updates: int) ->
 def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[tuple[SFTTrainer, _Clock]]":
     """The trainer as notebook 04's cells build it, with a clock and without files, curves or prints."""
     gc.collect()  # or the previous one would still hold its memory
-    if device.gpus():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     if recipe.model.attn_implementation == "flex_attention":
         device.compile_for_many_shapes()
     set_seed(recipe.train.seed)
-    clock = _Clock()
-    last = config.num_hidden_layers - 1
-    adapted = tuple(layer for layer in recipe.recipe.expert_layers if layer <= last) or (last,)
     settings = recipe.model.model_dump() | {"dtype": getattr(torch, recipe.model.dtype)}
     with torch.device("cpu" if recipe.train.use_cpu else "cuda"):
         model = AutoModelForCausalLM.from_config(config, **settings)
+    clock = _Clock()
     sink = io.StringIO()  # for prints and progress bars
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        session = SimpleNamespace(
+            profile=recipe, world_size=1, is_main=False, trackers=[], checkpoints_dir=Path(folder)
+        )
         namespace = {
-            "profile": changed(recipe, {("recipe", "expert_layers"): adapted}),
-            "session": SimpleNamespace(world_size=1, is_main=False, checkpoints_dir=Path(folder), trackers=[]),
+            "profile": recipe,
+            "session": session,
             "model": model,
             "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),  # its few ids are in any vocabulary
             "train_dataset": rows,
@@ -221,11 +208,11 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
         yield trainer, clock
 
 
+@dataclass
 class _Clock(TrainerCallback):
     """Reads the time at the end of every update."""
 
-    def __init__(self) -> None:
-        self.read: list[float] = []
+    read: list[float] = field(default_factory=list)
 
     def on_step_end(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         if not args.use_cpu:
@@ -233,31 +220,21 @@ class _Clock(TrainerCallback):
         self.read.append(time.perf_counter())
 
 
-def _row(name: str, recipe: Profile, measured: Measured) -> dict[str, Any]:
-    batch = recipe.recipe.effective_batch_size
-    return {
-        "recipe": name,
-        "levers": {".".join(lever): value for lever, value in _levers(recipe).items()},
-        "rows_per_second": batch / statistics.median(measured.update_s),
-        "slowest": batch / max(measured.update_s),
-        "fastest": batch / min(measured.update_s),
-        "peak_bytes_above_weights": measured.peak_bytes,
-        "loss": measured.loss,
-        "grad_norm": measured.grad_norm,
-        "update_s": measured.update_s,
-    }
+def _row(name: str, measured: Measured, batch: int, reference_s: float) -> dict[str, Any]:
+    median_s = statistics.median(measured.update_s)
+    speed = {"rows_per_second": batch / median_s, "times_as_fast": reference_s / median_s}
+    spread = {"slowest": batch / max(measured.update_s), "fastest": batch / min(measured.update_s)}
+    return {"recipe": name, **speed, **spread, **asdict(measured)}
 
 
 def table(result: dict[str, Any]) -> Table:
     """The result of `run` for a terminal."""
     title = f"{result['model']} on {result['machine']}: medians of {result['timed_updates']} updates, random weights"
-    shown = Table(title=title, box=SIMPLE, pad_edge=False, title_justify="left")
-    shown.add_column("recipe", no_wrap=True)
-    for heading in ("rows/s", "slowest", "fastest", "×", "GB above the weights", "loss"):
-        shown.add_column(heading, justify="right")
+    headings = ("recipe", "rows/s", "slowest to fastest", "×", "above the weights", "loss")
+    shown = Table(*headings, title=title, box=SIMPLE, pad_edge=False, title_justify="left")
     for row in result["recipes"]:
-        rates = (row["rows_per_second"], row["slowest"], row["fastest"])
-        memory = row["peak_bytes_above_weights"] / 1e9
-        numbers = [*(f"{rate:.1f}" for rate in rates), f"{row['times_as_fast']:.2f}", f"{memory:.2f}"]
-        shown.add_row(row["recipe"], *numbers, f"{row['loss']:.4f}")
+        spread = f"{row['slowest']:.1f} to {row['fastest']:.1f}"
+        memory = f"{row['peak_bytes'] / 1e9:.2f} GB"
+        rate, ratio = f"{row['rows_per_second']:.1f}", f"{row['times_as_fast']:.2f}"
+        shown.add_row(row["recipe"], rate, spread, ratio, memory, f"{row['loss']:.4f}")
     return shown

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ftlib import profiles
 from ftlib.dataset import prepare
@@ -27,7 +26,7 @@ NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_pu
 WITH_MODEL = ("03_load_model", TRAINING, "05_push_and_infer")
 UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
-# What to do about an error of torch's, by its name.
+# What to do about an error of torch's.
 ADVICE = {
     "FailOnRecompileLimitHit": 'flex attention met too many shapes; set model.attn_implementation = "eager"',
     "OutOfMemoryError": "lower train.per_device_train_batch_size in your profile, or the batch sizes in [measure]",
@@ -39,15 +38,8 @@ def run(
 ) -> Path:
     """Execute notebooks in the given order, all five by default; an interrupted training goes on.
 
-    All five never overwrite a finished run: they go to a new folder.
-
-    Args:
-        notebooks: names or paths of notebooks.
-        profile: a shipped profile's name or the path of a `.toml` file.
-        output_root: parent of the run's folder, relative to the project's folder.
-        processes: how many processes train together, one for each GPU; None for as many as there are GPUs.
-        resume: False trains again from the first update and replaces what is there.
-        console: prints a line for each notebook.
+    All five never overwrite a finished run: they go to a new folder. `processes` train together, one for each GPU; None
+    is for as many as there are GPUs. Without `resume`, training begins again and replaces what is there.
 
     Returns:
         The run's folder; `notebooks/` in it holds each executed notebook, also one that failed.
@@ -109,12 +101,10 @@ def _name(notebook: str) -> str:
 
 @contextlib.contextmanager
 def _progress(name: str, console: Console) -> Iterator[None]:
-    """Show the passing time on a terminal, and print one line at the end."""
+    """Show on a terminal that something runs, and print one line at the end."""
     started, mark = time.monotonic(), "✗"
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            progress.add_task(name, total=None)
+        with console.status(name):
             yield
         mark = "✓"
     finally:
@@ -177,12 +167,12 @@ def _place(name: str, kept: Path) -> str:
     """The cell that started last: its number, as Jupyter shows it, and its first line of code."""
     cells = json.loads(kept.read_text(encoding="utf-8"))["cells"]
     started = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
-    sources = ["".join(cell["source"]).strip() for cell in started if cell["cell_type"] == "code"]
-    executed = [source for source in sources if source]
+    sources = ["".join(cell["source"]) for cell in started if cell["cell_type"] == "code"]
+    executed = [source for source in sources if source.strip()]
     if not executed:
         return name
-    lines = [line.strip() for line in executed[-1].splitlines()]
-    code = next((line for line in lines if line and not line.startswith("#")), "")
+    lines = [line.strip() for line in executed[-1].splitlines() if line.strip()]
+    code = next((line for line in lines if not line.startswith("#")), "")
     return f"{name}, cell [{len(executed)}] `{code}`"
 
 

@@ -1,11 +1,9 @@
 """The HTML report of a run: the result first, then its numbers, plots and executed notebooks as pages."""
 
-import platform
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +33,6 @@ FACTS = (
     ("Largest logit difference, merged against unmerged", AFTER, "merged_max_logit_difference", "{:.1e}"),
     ("Adapter on the Hub", AFTER, "hub_repo", "{}"),
 )
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub")
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -55,7 +52,6 @@ class Plot(NamedTuple):
 
     notebook: str
     heading: str
-    source: str  # the cell's code
     image: str  # a PNG in base64
 
 
@@ -74,7 +70,8 @@ def write(output_dir: Path) -> Path:
     """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network."""
     import nbformat
 
-    executed = dict(_executed(output_dir / "notebooks"))
+    paths = [output_dir / "notebooks" / f"{name}{ending}" for name in NOTEBOOKS for ending in (UNFINISHED, ".ipynb")]
+    executed = {path.name.split(".")[0]: path for path in paths if path.is_file()}  # of two, the finished one
     if not executed:
         raise FtlibError(f"no executed notebooks of {output_dir.name} were found; run `ftlib run` first")
     folder = output_dir / "report"
@@ -90,13 +87,6 @@ def write(output_dir: Path) -> Path:
     index = folder / "index.html"
     index.write_text("\n".join(_index(output_dir, made, links, plots)), encoding="utf-8")
     return index
-
-
-def _executed(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each notebook that ran to its end or, failing that, the unfinished one."""
-    for name in NOTEBOOKS:
-        found = [path for ending in (".ipynb", UNFINISHED) if (path := folder / f"{name}{ending}").is_file()]
-        yield from ((name, path) for path in found[:1])
 
 
 def _page(notebook: Any, title: str) -> str:
@@ -130,8 +120,8 @@ def _plots(name: str, notebook: Any) -> Iterator[Plot]:
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
             heading = headings[-1].lstrip("# ") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
-            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            yield from (Plot(name, heading, cell.source, picture) for picture in pictures)
+            data = [output.get("data", {}) for output in cell.outputs]
+            yield from (Plot(name, heading, each["image/png"]) for each in data if "image/png" in each)
 
 
 def _figure(plot: Plot) -> str:
@@ -143,9 +133,10 @@ def _figure(plot: Plot) -> str:
 
 
 def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]) -> Iterator[str]:
-    found = {name: _record(output_dir, name) for name in (BEFORE, TRAINING, AFTER)}
+    left = {path.stem for path in (output_dir / "records").glob("*.json")}
+    found = {name: records.read(output_dir / "records", name) if name in left else {} for name in NOTEBOOKS}
     title = f"Fine-tuning report: {escape(output_dir.name)}"
-    result = [plot for plot in plots if plot.notebook == AFTER and "plots.agreement(" in plot.source]
+    result = [plot for plot in plots if plot.notebook == AFTER]
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
@@ -163,9 +154,7 @@ def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]
     yield from links
     yield "</ol><h2>Plots</h2>"
     yield from (_figure(plot) for plot in plots if plot not in result)
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}, Python {platform.python_version()}, {libraries}</p>'
-    yield "</body></html>"
+    yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}</p></body></html>'
 
 
 def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:
@@ -179,17 +168,8 @@ def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:
         yield f"<p>It answers: <q>{shown['answer after']}</q></p>"
 
 
-def _record(output_dir: Path, notebook: str) -> dict[str, Any]:
-    try:
-        return records.read(output_dir / "records", notebook)
-    except FtlibError:
-        return {}
-
-
 def _cell(record: dict[str, Any], key: str, pattern: str) -> str:
-    if key not in record:
-        return f"<td>{'not recorded' if record else 'not run'}</td>"
-    value = record[key]
+    value = record.get(key)
     if value is None:
         return "<td>not measured</td>"
     return f"<td>{escape(pattern.format(value / 1e9 if pattern.endswith('GB') else value))}</td>"

@@ -173,22 +173,13 @@ def test_nbval_passes_and_a_finished_training_is_not_repeated(walkthrough: Proje
     adapter = copy.root / OUTPUT / "adapter"
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     (copy.root / OUTPUT / "records/04_train_lora.json").unlink()
-    nbval("notebooks/04_train_lora.ipynb", folder=copy.root)
+    nbval = ("pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider")
+    result = run(*nbval, "notebooks/04_train_lora.ipynb", folder=copy.root)
+    assert result.returncode == 0, result.stdout[-3000:]
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
     again, first = (each.record("04_train_lora") for each in (copy, walkthrough))
     for measured in ("global_step", "training_loss", "train_runtime_s", "samples_per_second"):
         assert again[measured] == first[measured]
-
-
-def nbval(notebooks: str, folder: Path) -> None:
-    result = run("pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", notebooks, folder=folder)
-    assert result.returncode == 0, result.stdout[-3000:]
-
-
-@pytest.mark.slow
-def test_nbval_passes_on_all_notebooks(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    nbval("notebooks", folder=tmp_path)
 
 
 def papermill(*given: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -221,11 +212,3 @@ def test_papermill_alone_refuses_a_parameter_of_the_wrong_type(tmp_path: Path) -
     assert result.returncode != 0
     assert "FtlibError: parameter resume = 'false': found str, expected True or False" in result.stderr
     assert not (tmp_path / "outputs").exists()
-
-
-def test_a_push_without_training_says_what_to_do(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    result = run("ftlib.cli", "run", "05_push_and_infer", folder=tmp_path)
-    assert result.returncode != 0
-    assert "run 03_load_model.ipynb to its end first" in result.stderr
-    assert "Traceback" not in result.stderr

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlib.rehearsal import ASSETS
 from ftlib.runner import bench
 from ftlib.session import device
 from helpers.rig import Rig
+
+IMPORTED = ("AutoModelForCausalLM", "AutoTokenizer", "Mxfp4Config", "set_seed")
 
 
 class Interruption(TrainerCallback):
@@ -36,7 +39,7 @@ class Interruption(TrainerCallback):
 
 
 def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[str, Any]:
-    """Train and save; returns the losses and norms of all updates, seconds, and the peak of memory."""
+    """Train and save; returns the losses of all updates, seconds, and the peak of memory."""
     profile = rig.profile(recipe)
     if profile.model.attn_implementation == "flex_attention":
         device.compile_for_many_shapes()
@@ -44,8 +47,9 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
         "profile": profile,
         "session": rig.session(profile, run),
         "resume": True,
-        "run_name": run,
-        "AutoTokenizer": AutoTokenizer,
+        # What the cell imports that would load the tokenizer and the rows from the Hub.
+        "torch": torch,
+        **{name: getattr(transformers, name) for name in IMPORTED},
         "tokenizer": AutoTokenizer.from_pretrained(ASSETS / "model"),
         "train_dataset": bench.rows_of(rig.recipe),
     }
@@ -56,10 +60,8 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
     rig.run("04_train_lora", "result", namespace)
     trained = time.monotonic()
     rig.run("04_train_lora", "published_tokenizer", namespace)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "losses": [entry["loss"] for entry in history],
-        "grad_norms": [entry["grad_norm"] for entry in history],
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "resumed_from": namespace["last_checkpoint"].name if namespace["last_checkpoint"] else None,
         "load_s": loaded - started,
         "train_s": trained - loaded,

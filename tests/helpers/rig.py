@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,22 +21,13 @@ from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 from ftlib.rehearsal.mxfp4 import BLOCK
 from ftlib.runner import bench, cells
-from ftlib.session import device
 from ftlib.session.session import Session
 from helpers import ROOT
 
 CHECKPOINT_AFTER = 4  # updates, of ten
 SCALES = (118, 122)  # MXFP4 exponents that give random codes a standard deviation of about 0.02, as in a fresh model
-# Standard deviation of the embeddings. With the usual one, 24 random layers magnify bfloat16's rounding until logits
-# are a third apart; embeddings that outweigh what the layers add keep it small.
-EMBEDDING = 32.0
+EMBEDDING = 32.0  # standard deviation; with the usual one, 24 random layers magnify bfloat16's rounding to a third
 PACKED = ("gate_up_proj", "down_proj")
-
-
-class Untracked(Session):
-    """A session without training curves."""
-
-    trackers: ClassVar = []  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -49,26 +40,19 @@ class Rig:
     @property
     def recipe(self) -> Profile:
         """The profile's recipe, with the random checkpoint as its model and brief replies."""
-        return self._here(profiles.load(self.name))
+        return self.profile("recipe")
 
-    @property
-    def fast(self) -> Profile:
-        """The fast profile; on a CPU, where flex attention has no sinks, the recipe without padding."""
-        if self.on_gpu:
-            return self._here(profiles.load(f"{self.name}-fast"))
-        return bench.changed(self.recipe, {("recipe", "padding_free"): True})
-
-    def _here(self, profile: Profile) -> Profile:
-        values = {
+    def profile(self, name: str) -> Profile:
+        """The "recipe" or the "fast" one; on a CPU, where flex attention has no sinks, that is without padding."""
+        values: dict[tuple[str, str], Any] = {
             ("hub", "model"): str(self.checkpoint),
             ("measure", "max_new_tokens"): 64 if self.on_gpu else 8,
             ("train", "save_steps"): CHECKPOINT_AFTER,
         }
-        return bench.changed(profile, values)
-
-    def profile(self, name: str) -> Profile:
-        """A recipe by its name, "recipe" or "fast"."""
-        return {"recipe": self.recipe, "fast": self.fast}[name]
+        if name == "fast" and not self.on_gpu:
+            values["recipe", "padding_free"] = True
+        shipped = f"{self.name}-fast" if name == "fast" and self.on_gpu else self.name
+        return bench.changed(profiles.load(shipped), values)
 
     @property
     def on_gpu(self) -> bool:
@@ -94,7 +78,7 @@ class Rig:
         """A session as `start` would make it, but without a Hub."""
         output_dir = self.folder / run
         output_dir.mkdir(exist_ok=True)
-        return Untracked(profile, self.name, self.folder, run, output_dir, hub_url="")
+        return Session(profile, self.name, self.folder, run, output_dir, hub_url="")
 
     def run(self, notebook: str, variable: str, namespace: dict[str, Any]) -> Any:
         """Execute the cells that a notebook's variable needs; returns its value."""
@@ -121,10 +105,9 @@ def write_checkpoint(rig: Rig) -> int:
         tensors = {name: tensor.cpu() for old in named.items() for name, tensor in _random(*old, rig.place)}
         save_file(tensors, rig.checkpoint / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
-    size = sum((rig.checkpoint / file).stat().st_size for file in shards)
-    index = {"metadata": {"total_size": size}, "weight_map": places}
+    index = {"metadata": {}, "weight_map": places}
     (rig.checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    return size
+    return sum((rig.checkpoint / file).stat().st_size for file in shards)
 
 
 def _random(name: str, weight: torch.Tensor, place: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -138,20 +121,3 @@ def _random(name: str, weight: torch.Tensor, place: str) -> Iterator[tuple[str, 
     else:
         size = EMBEDDING if "embed" in name else 0.02
         yield name, torch.randn(weight.shape, dtype=torch.bfloat16, device=place) * size
-
-
-class Figures:
-    """What the tests measured, in lines below pytest's report."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.title = f"random weights in the shape of {rig.name}, {device.describe(not rig.on_gpu)}"
-        self.lines: list[str] = []
-
-    def tell(self, name: str, line: str) -> None:
-        self.lines.append(f"{name}: {line}")
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """pytest calls this at the end of a run."""
-        terminalreporter.section(self.title)
-        for line in self.lines:
-            terminalreporter.write_line(line)

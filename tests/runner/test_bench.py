@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,16 +23,11 @@ from ftlib.runner import bench
 PADDING_FREE = {("recipe", "padding_free"): True}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def in_the_project() -> Iterator[None]:
-    with contextlib.chdir(ROOT):
-        yield
-
-
 @pytest.fixture(scope="module")
-def reference() -> Profile:
+def reference() -> Iterator[Profile]:
     """The blog post's recipe on the tiny model."""
-    return bench.recipes("tiny")[bench.REFERENCE]
+    with contextlib.chdir(ROOT):
+        yield bench.recipes("tiny")[bench.REFERENCE]
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +82,11 @@ def test_recomputed_activations_need_less_memory(reference: Profile, rows: Datas
 
 
 def test_another_training_is_not_even_timed(monkeypatch: pytest.MonkeyPatch, exact: bench.Measured) -> None:
-    answers = iter([exact, exact, replace(exact, loss=1.001 * exact.loss)])
+    answers = iter([exact, replace(exact, loss=1.001 * exact.loss)])
     monkeypatch.setattr(bench, "check", lambda *_: next(answers))
     monkeypatch.setattr(bench, "_time", lambda *_: pytest.fail("timed"))
     with pytest.raises(FtlibError, match=r"^tiny trains something else: its loss is .*; change one value"):
         bench.run("tiny", 1, 1, Console(quiet=True))
-
-
-def test_without_a_gpu_the_large_model_is_not_even_tried() -> None:
-    with pytest.raises(FtlibError, match=r"^profile gpt-oss-20b computes on a GPU: found no GPU"):
-        bench.run("gpt-oss-20b", 1, 1, Console(quiet=True))
 
 
 def test_large_rows_are_as_long_as_the_blog_posts_with_their_padding(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -110,16 +101,14 @@ def test_large_rows_are_as_long_as_the_blog_posts_with_their_padding(tokenizer: 
 def test_the_ratio_is_that_of_the_median_updates(
     reference: Profile, rows: Dataset, exact: bench.Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(bench._time(reference, bench.sensitive(bench.shape_of(reference)), rows, updates=2)) == 2
+    assert len(bench._time(reference, bench.shape_of(reference), rows, updates=2)) == 2
     turns = iter([[4.0, 4.0], [1.0, 2.0], [1.0, 1.0], [1.0, 1.0], [9.0, 2.0], [4.0, 4.0]])  # forth, and back
     monkeypatch.setattr(bench, "check", lambda *_: replace(exact, update_s=[]))
     monkeypatch.setattr(bench, "_time", lambda *_: next(turns))
     result = json.loads(json.dumps(bench.run("tiny", 2, 2, Console(quiet=True))))
     told = [(row["recipe"], row["times_as_fast"], row["slowest"]) for row in result["recipes"]]
     assert told == [("blog post's recipe", 1, 4), ("tiny", 2, 16 / 9), ("tiny-fast", 4, 16)]
-    assert result["timed_updates"] == 4
     console = Console(width=120)
     with console.capture() as printed:
         console.print(bench.table(result))
-    assert "tiny-fast" in printed.get()
-    assert " 4.00 " in printed.get()
+    assert re.search(r"medians of 4 updates.*tiny-fast +16\.0 +16\.0 to 16\.0 +4\.00 ", printed.get(), re.DOTALL)

@@ -24,11 +24,8 @@ def test_what_is_given_is_not_made_again(notebook: Path) -> None:
     assert cells.run("c", notebook, {"a": 5}) == 15
 
 
-def test_what_no_cell_makes_is_named(notebook: Path) -> None:
+def test_what_is_not_there_is_named(notebook: Path) -> None:
     with pytest.raises(FtlibError, match=r"^notebooks/some\.ipynb: no cell makes 'trainer'; restore the committed"):
         cells.run("trainer", notebook, {})
-
-
-def test_a_notebook_that_is_not_there_is_named(project: Path) -> None:
     with pytest.raises(FtlibError, match=r"^found no notebooks/other\.ipynb; run this in the project's folder"):
-        cells.read(project / "notebooks/other.ipynb")
+        cells.read(notebook.with_name("other.ipynb"))

@@ -16,11 +16,10 @@ from ftlib.session import records
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return tmp_path
+    return project
 
 
 def ftlib(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,10 +77,7 @@ def test_a_failing_cell_is_named_in_one_line_and_leaves_the_finished_notebook_as
     [
         ("from ftlib.errors import FtlibError; raise FtlibError('found A; do B')", r": found A; do B; see "),
         ("# the end\n\nimport os; os._exit(1)", r"`import os; os._exit\(1\)`: Kernel died \(out of memory\?\); see "),
-        (
-            "raise type('OutOfMemoryError', (RuntimeError,), {})('of torch')",
-            "of torch; lower train.per_device_train_batch_size in your profile",
-        ),
+        ("raise type('OutOfMemoryError', (OSError,), {})('full')", "full; lower train.per_device_train_batch_size"),
     ],
     ids=["for people", "a dead kernel", "of torch"],
 )
@@ -91,22 +87,11 @@ def test_an_error_says_what_to_do(project: Path, cell: str, said: str) -> None:
         run("01_setup")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["05_push_and_infr"], "did you mean 05_push_and_infer?"),
-        (["unrelated"], "there are 01_setup, 02_explore_dataset"),
-        (["01_setup", "--profile", "mine.toml"], "profile mine.toml: no such file"),
-        (["01_setup", "--nproc", "2"], "expected 1, or more for a run that includes 04_train_lora"),
-        (["01_setup"], "found no notebooks/01_setup.ipynb; run this in the project's folder"),
-        (["03_load_model", "--profile", "gpt-oss-20b"], "computes on a GPU: found no GPU, driver none, torch 2."),
-    ],
-)
-def test_a_mistake_gets_one_line(project: Path, arguments: list[str], message: str) -> None:
-    result = ftlib("run", *arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_what_cannot_run_here_is_refused_before_anything_is_written(project: Path) -> None:
+    with pytest.raises(FtlibError, match=r"^found no notebooks/01_setup\.ipynb; run this in the project's folder"):
+        run("01_setup")
+    with pytest.raises(FtlibError, match=r"computes on a GPU: found no GPU, driver none, torch 2\."):
+        run("03_load_model", profile="gpt-oss-20b")
     assert not (project / "outputs").exists()
 
 
@@ -124,17 +109,6 @@ def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, m
 # Several ranks
 
 
-@pytest.mark.slow
-def test_two_ranks_share_a_world_and_rank_0_is_kept(project: Path) -> None:
-    source = "import os; open('rank' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
-    write_notebook(project, "04_train_lora", source)
-    result = ftlib("run", "04_train_lora", "--nproc", "2")
-    assert result.returncode == 0, result.stderr
-    assert [(project / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
-    assert [path.name for path in (project / "outputs/tiny/notebooks").iterdir()] == ["04_train_lora.ipynb"]
-    assert result.stdout.count("04_train_lora") == 1
-
-
 def test_a_failing_rank_is_reported_in_one_line_and_its_notebook_kept(project: Path) -> None:
     write_notebook(project, "04_train_lora", "import os\nassert os.environ['RANK'] == '0', 'rank 1 is ill'")
     result = ftlib("run", "04_train_lora", "--nproc", "2")
@@ -146,25 +120,15 @@ def test_a_failing_rank_is_reported_in_one_line_and_its_notebook_kept(project: P
     assert (project / "outputs/tiny/notebooks/04_train_lora.rank1.unfinished.ipynb").is_file()
 
 
-@pytest.mark.parametrize(
-    ("names", "processes", "message"),
-    [
-        (
-            ["03_load_model"],
-            None,
-            "found 2 processes started together (WORLD_SIZE); expected them to run 04_train_lora",
-        ),
-        (["04_train_lora"], 2, "found 2 processes started together (WORLD_SIZE); expected them to run 04_train_lora"),
-        (["04_train_lora"], None, "found WORLD_SIZE = 2 without LOCAL_RANK, MASTER_ADDR, MASTER_PORT; expected"),
-    ],
-)
+@pytest.mark.parametrize(("name", "processes"), [("03_load_model", None), ("04_train_lora", 2)])
 def test_ranks_that_cannot_train_together_are_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], processes: int | None, message: str
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, processes: int | None
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FtlibError, match=re.escape(message)):
-        run(*names, processes=processes)
+    with pytest.raises(
+        FtlibError, match=r"^found 2 processes started together \(WORLD_SIZE\); expected them to run 04"
+    ):
+        run(name, processes=processes)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +161,6 @@ def test_by_default_training_takes_all_gpus_and_measuring_one(
     project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, gpus: int, world_size: int, expected: int
 ) -> None:
     started: list[tuple[str, int]] = []
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     monkeypatch.setattr(ranks.device, "gpus", lambda: gpus)
     monkeypatch.setattr(execution.doctor, "check_compute", lambda profile: None)
