@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +175,6 @@ class Notebooks:
         found = [cell for cell in self.cells(name) if text in cell]
         assert len(found) == 1, f"{name} has {text!r} in {len(found)} cells"
         return found[0]
-
-    def cells_for(self, name: str, variable: str, given: Collection[str]) -> list[str]:
-        """The cells that it takes to arrive at a variable, in order, for who has what is `given`."""
-        return cells.leading_to(variable, self.path(name), given)
 
     def run(self, name: str, variable: str, namespace: dict[str, Any]) -> Any:
         """Execute, as they stand, the cells that it takes to arrive at a variable; returns its value."""
