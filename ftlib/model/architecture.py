@@ -149,9 +149,3 @@ def useful_flops(shape: Shape, tokens: int, recompute: bool = False) -> int:
     """
     layers, head = active_matrices(shape), shape.vocab_size * shape.hidden_size
     return tokens * (4 * (layers + head) + 2 * layers * recompute)
-
-
-def trainer_flos(shape: Shape, profile: Profile, padded_tokens: int) -> int:
-    """The `total_flos` that Trainer prints, which counts every expert for every token, and every weight as trained."""
-    embeddings = shape.vocab_size * shape.hidden_size
-    return 6 * (parameters(shape) + adapter_parameters(shape, profile) - embeddings) * padded_tokens

@@ -24,8 +24,6 @@ def test_the_published_model_is_counted_without_it() -> None:
     assert architecture.parameters(PUBLISHED) + 15_040_512 == 20_929_797_696
     assert architecture.useful_flops(PUBLISHED, tokens=1) == pytest.approx(14.43e9, rel=1e-3)
     assert architecture.useful_flops(PUBLISHED, tokens=1, recompute=True) == pytest.approx(20.48e9, rel=1e-3)
-    # The blog post's run printed it, for 63 updates on 1,633,980 tokens with padding.
-    assert architecture.trainer_flos(PUBLISHED, LARGE, 1_633_980) == 1.9951547028611328e17
 
 
 @pytest.mark.parametrize("targets", ["all-linear", r".*\.[0-3]\.self_attn\.(q|v)_proj"])
