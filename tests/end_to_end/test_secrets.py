@@ -11,18 +11,11 @@ from typing import Any
 
 import pytest
 from helpers import HANGING_S, ROOT, write_notebook
-from helpers.secret_search import find, occurs
+from helpers.secret_search import CACHED, PLANTED, find, log_in, occurs
 
 from ftlib import cli, profiles
 from ftlib.model import checkpoints
 
-# Of no known shape but the first: what is found is found by its value.
-PLANTED = {
-    "HF_TOKEN": "hf_pLaNtEdInThEeNvIrOnMeNtByThIsTeSt",
-    "AZUREML_TOKEN": "planted+for/azure==4e8b1c",
-    "MY_API_KEY": "planted 'with' \"every\" <odd> & character\\é",
-}
-CACHED = {"token": "planted-in-the-cached-log-in", "refresh_token": "planted-beside-the-cached-log-in"}
 # What a careless cell does with each secret; SECRETS has those that start() hides from a rehearsal as well.
 EARLY = "import json, os; print(dict(os.environ))"  # before start()
 START = """
@@ -53,8 +46,7 @@ def test_no_secret_is_left_anywhere(tmp_path: Path) -> None:
     cached = home / ".cache/huggingface"
     for place in (project / "notebooks", cached, outside):
         place.mkdir(parents=True)
-    (cached / "token").write_text(CACHED["token"])
-    (cached / "stored_tokens").write_text("[mine]\nrefresh_token = {refresh_token}\n".format(**CACHED))
+    log_in(cached)
     write_notebook(project, "01_setup", EARLY, START, SHOW)
     write_notebook(project, "02_explore_dataset", EARLY, START, SHOW, RAISE)
     (outside / "secrets.json").write_text(json.dumps([*PLANTED.values(), *CACHED.values()]))

@@ -16,8 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 from helpers import HANGING_S, NOTEBOOKS, ROOT
-from helpers.secret_search import find, occurs
-from test_secrets import CACHED, PLANTED, log_in
+from helpers.secret_search import CACHED, PLANTED, find, log_in, occurs
 
 from ftlib import profiles
 from ftlib.rehearsal import ASSETS
@@ -62,9 +61,10 @@ def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("walkthrough") / "project"
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     home = tmp_path_factory.mktemp("home")
-    log_in(home)
-    cache = str(home / ".cache/huggingface")
-    return Project(root, ftlib("run", "--profile", "tiny", folder=root, HOME=str(home), HF_HOME=cache, **PLANTED))
+    cache = home / ".cache/huggingface"
+    cache.mkdir(parents=True)
+    log_in(cache)
+    return Project(root, ftlib("run", "--profile", "tiny", folder=root, HOME=str(home), HF_HOME=str(cache), **PLANTED))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_it_writes_these_files_and_no_others_and_prints_the_result(walkthrough: 
 def test_nothing_shows_a_secret_a_warning_or_a_place(walkthrough: Project) -> None:
     for secret in (*PLANTED.values(), *CACHED.values()):
         assert find(secret, walkthrough.root) == []
-        assert not occurs(secret, walkthrough.printed)
+        assert not occurs(secret, walkthrough.printed.encode())
     for path in (walkthrough.root / OUTPUT / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             outputs = [output for output in cell.get("outputs", []) if "image/png" not in output.get("data", {})]

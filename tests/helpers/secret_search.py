@@ -11,6 +11,20 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+# Of no known shape but the first: what is found is found by its value.
+PLANTED = {
+    "HF_TOKEN": "hf_pLaNtEdInThEeNvIrOnMeNtByThIsTeSt",
+    "AZUREML_TOKEN": "planted+for/azure==4e8b1c",
+    "MY_API_KEY": "planted 'with' \"every\" <odd> & character\\é",
+}
+CACHED = {"token": "planted-in-the-cached-log-in", "refresh_token": "planted-beside-the-cached-log-in"}
+
+
+def log_in(cache: Path) -> None:
+    """Leave the tokens of a log-in in huggingface_hub's cache."""
+    (cache / "token").write_text(CACHED["token"])
+    (cache / "stored_tokens").write_text("[mine]\nrefresh_token = {refresh_token}\n".format(**CACHED))
+
 
 def find(secret: str, *folders: Path) -> list[Path]:
     """The files below the folders that hold the secret, in their name or in any form inside."""

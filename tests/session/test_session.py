@@ -24,7 +24,7 @@ HUB = "https://huggingface.co"
 SPY = """
 import json, os, sys, uvicorn
 sent, Config = [], uvicorn.Config
-def spied(app, **settings):
+def spied(app, *address, **settings):
     async def gate(scope, receive, send):
         async def overheard():
             message = await receive()
@@ -32,7 +32,7 @@ def spied(app, **settings):
             return message
         sent.append(repr((scope["path"], scope["query_string"], scope["headers"])))
         await app(scope, overheard, send)
-    return Config(gate, **settings)
+    return Config(gate, *address, **settings)
 uvicorn.Config = spied
 """
 REFUSED = """
