@@ -148,11 +148,9 @@ def share(value: float | None) -> str:
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: "pd.DataFrame") -> "pd.DataFrame":
-    """Put examples from before training beside what the model says now; long texts are cut and end in "…".
+    """Put examples from before training, as notebook 03 records them, beside the results of `evaluate` for them now.
 
-    Args:
-        before: examples with language, user and analysis, as notebook 03 records them.
-        after: results of `evaluate` for the same questions.
+    Long texts are cut and end in "…".
     """
     import pandas as pd
 

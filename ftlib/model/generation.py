@@ -39,17 +39,11 @@ def generate_reply(
 
 
 class Score(NamedTuple):
-    """How well a model predicts a given reply.
+    """How well a model predicts a given reply."""
 
-    Attributes:
-        loss: mean negative log-likelihood of the reply's tokens, in nats; NaN where there are none.
-        correct_tokens: tokens that the model itself would have written next.
-        tokens: tokens of the reply: reasoning, answer and markers.
-    """
-
-    loss: float
-    correct_tokens: int
-    tokens: int
+    loss: float  # mean negative log-likelihood of the reply's tokens, in nats; NaN where there are none
+    correct_tokens: int  # that the model itself would have written next
+    tokens: int  # of the reply: reasoning, answer and markers
 
 
 def score_replies(

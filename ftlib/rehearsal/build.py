@@ -1,8 +1,7 @@
 """Builds the rehearsal's `assets/` in about twenty minutes; with `--data` only the two files of data, in seconds.
 
-The base is a real `GptOssForCausalLM` that learns to reason in English whatever language it is asked for, so that
-notebook 04 has a habit to change. Then its experts are packed in MXFP4, like the published checkpoint's, and the rest
-is trained a little further. The same libraries on the same machine give the same bytes.
+The base is a real `GptOssForCausalLM` that learns to reason in English only, so that notebook 04 has a habit to change.
+Then its experts are packed in MXFP4, like the published ones, and the rest is trained a little further.
 """
 
 import hashlib

@@ -27,12 +27,8 @@ def _decode(codes: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pack an expert weight, each block with the exponent that rounds better: the smallest that fits, or the next.
 
-    Args:
-        weight: `[experts, in, out]` as `GptOssExperts` holds it, float; `in` is a multiple of 32.
-
-    Returns:
-        Blocks `[experts, out, in / 32, 16]` uint8, two codes a byte with the first in the low half, and scales
-        `[experts, out, in / 32]` uint8, the exponent plus 127.
+    Of a float weight `[experts, in, out]`, where 32 divides `in`, come uint8 blocks `[experts, out, in / 32, 16]`, two
+    codes a byte with the first in the low half, and uint8 scales `[experts, out, in / 32]`, the exponent plus 127.
     """
     groups = weight.detach().float().transpose(1, 2).unflatten(-1, (-1, BLOCK))
     largest = groups.abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-100)

@@ -39,10 +39,8 @@ def run(
     """Execute notebooks in the given order, all five by default; an interrupted training goes on.
 
     All five never overwrite a finished run: they go to a new folder. `processes` train together, one for each GPU; None
-    is for as many as there are GPUs. Without `resume`, training begins again and replaces what is there.
-
-    Returns:
-        The run's folder; `notebooks/` in it holds each executed notebook, also one that failed.
+    is for as many as there are GPUs. Without `resume`, training begins again and replaces what is there. Returns the
+    run's folder; `notebooks/` in it holds each executed notebook, also one that failed.
 
     Raises:
         FtlibError: something is wrong before the start, or a cell failed: which one, and why.
