@@ -1,4 +1,4 @@
-"""The Hub: a client that tries again what may pass, an early check of access, and its errors in one line."""
+"""The Hub: a client that retries what may succeed later, an early check of access, and its errors in one line."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""A Hub that fails: what may pass is tried again, the rest is one line, and the command in it works later."""
+"""A Hub that fails: what may succeed later is retried, the rest is one line, and the command in it works later."""
 
 import math
 import re

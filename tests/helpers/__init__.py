@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
-# A command that takes so many seconds hangs, however slow the machine and whoever else computes on it.
+# A command that takes this many seconds hangs, however slow and busy the machine is.
 HANGING_S = 1200.0
 
 

@@ -78,7 +78,7 @@ class Launch:
 
 @pytest.fixture(autouse=True)
 def leave_nobody_behind() -> Iterator[None]:
-    """Whoever imports this ends whatever a test that failed has left."""
+    """Importing this fixture ends what a failed test has left running."""
     yield
     while LAUNCHED:
         LAUNCHED.pop().kill()
