@@ -36,7 +36,7 @@ test: $(INSTALLED) ## check style and types, and all that a change can break, ea
 test-fast: $(INSTALLED)
 	@$(PYTEST)
 
-test-slow: $(INSTALLED) ## run the rest: whole trainings, twenty kills, whole matrices of faults
+test-slow: $(INSTALLED) ## run the rest: whole trainings, other seeds, kills at any moment
 	@$(PYTEST) -m slow
 
 # Without a network: pip install --no-index --find-links wheels trl datasets ... first. In two parts: ARGS="-k TestLoaded".

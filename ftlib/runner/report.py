@@ -118,7 +118,7 @@ def _plots(name: str, notebook: Any) -> Iterator[Plot]:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
-            heading = headings[-1].lstrip("# ") if headings else heading
+            heading = headings[-1].strip("# ").replace("`", "") if headings else heading
         elif "report" in cell.metadata.get("tags", []):
             data = [output.get("data", {}) for output in cell.outputs]
             yield from (Plot(name, heading, each["image/png"]) for each in data if "image/png" in each)

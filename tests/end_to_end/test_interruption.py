@@ -120,15 +120,30 @@ def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
     assert killed >= 3, "most kills come before it is over"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(4 * HANGING_S)
-def test_two_ranks_train_what_one_does_also_after_a_kill_and_on_two_machines(alone: Training) -> None:
-    """Two share the same rows out differently from one, and add up in another order."""
-    together, killed, apart = (Training(alone.project, name) for name in ("two-ranks", "ranks-killed", "two-machines"))
-    ranks(alone.project, *together.options).succeed()
+@pytest.fixture(scope="module")
+def together(alone: Training) -> Training:
+    training = Training(alone.project, "two-ranks")
+    ranks(alone.project, *training.options).succeed()
+    return training
+
+
+def check_same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Two ranks share the rows out differently from one, and add up in another order."""
+    for fixed in ("global_step", "effective_batch_size", "trainable_parameters"):
+        assert two[fixed] == one[fixed]
+    assert two["training_loss"] == pytest.approx(one["training_loss"], rel=0.02)
+
+
+def test_two_ranks_train_what_one_does(alone: Training, together: Training) -> None:
+    check_same_training(alone.record(), together.record())
     assert together.record()["world_size"] == 2
     assert {path.name for path in (together.folder / "notebooks").iterdir()} == {"04_train_lora.ipynb"}
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * HANGING_S)
+def test_two_ranks_do_so_after_a_kill_and_on_two_machines(alone: Training, together: Training) -> None:
+    killed, apart = (Training(alone.project, name) for name in ("ranks-killed", "two-machines"))
     launch = ranks(alone.project, *killed.options)
     while not launch.is_over and not killed.checkpoints(sealed=True):
         time.sleep(0.05)
@@ -140,9 +155,6 @@ def test_two_ranks_train_what_one_does_also_after_a_kill_and_on_two_machines(alo
 
     for node in azure_ml(alone.project, *apart.options):
         node.succeed()
-    for training in (together, killed, apart):
+    for training in (killed, apart):
         assert_close(load_file(training.weights), load_file(together.weights))
-        one, two = alone.record(), training.record()
-        for fixed in ("global_step", "effective_batch_size", "trainable_parameters"):
-            assert two[fixed] == one[fixed]
-        assert two["training_loss"] == pytest.approx(one["training_loss"], rel=0.02)
+        check_same_training(alone.record(), training.record())
