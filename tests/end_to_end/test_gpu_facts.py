@@ -4,7 +4,8 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations import flex_attention as integration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from ftlib.model import packing
 from ftlib.session import device
@@ -45,6 +47,23 @@ def test_rows_end_to_end_compute_with_flex_attention_what_they_compute_alone(
         batch = packing.collator(model, tokenizer, padding_free=True)([{"input_ids": row} for row in rows])
         batch.pop("labels")
         assert (model(**batch).logits[0] - alone).abs().max().item() < 1e-4
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_every_adapter_parameter_gets_a_gradient_though_no_token_reaches_its_expert(
+    experts: str, model: GptOssForCausalLM, with_adapter: Callable[..., Any]
+) -> None:
+    """Notebook 4 says `ddp_find_unused_parameters=False`, so with several GPUs training waits for all of them."""
+    model.set_experts_implementation(experts)
+    peft_model = with_adapter(model).train()
+    reached: list[int] = []
+    for router in (module for module in model.modules() if isinstance(module, GptOssTopKRouter)):
+        router.register_forward_hook(lambda router, _, output: reached.append(len(output[2].unique())))
+    peft_model(torch.tensor([[5]])).logits.sum().backward()
+    assert max(reached) < model.config.num_local_experts
+    trainable = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert [name for name, parameter in trainable.items() if parameter.grad is None] == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
