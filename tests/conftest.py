@@ -27,7 +27,7 @@ LONGEST_FIRST = (
     "test_interruption",
     "test_ranks",
     "test_secrets",
-    "test_runner",
+    "test_execution",
     "test_bench",
     "test_own_data",
     "test_session",

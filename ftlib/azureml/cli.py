@@ -111,6 +111,6 @@ def job(context: typer.Context, profile: Annotated[str, typer.Option()] = "tiny"
     from ftlib import profiles
     from ftlib.azureml import workspace
 
-    if profiles.load(profile).hub.endpoint != "rehearsal":
+    if not profiles.load(profile).hub.is_rehearsal:
         os.environ["HF_TOKEN"] = workspace.hub_token()
     os.execv(sys.executable, [sys.executable, "-m", "ftlib.cli", "run", "--profile", profile, *context.args])

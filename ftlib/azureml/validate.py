@@ -146,7 +146,7 @@ def _job_profile(file: File) -> Found:
     except FtlibError as error:
         yield "inputs.profile", f"a profile that this job can run: {error}"
         return
-    if profile.hub.endpoint != "rehearsal" and file.get("identity.type") != "user_identity":
+    if not profile.hub.is_rehearsal and file.get("identity.type") != "user_identity":
         yield "identity.type", "user_identity, which may read the Hub's token in the Key Vault"
 
 

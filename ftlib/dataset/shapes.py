@@ -217,6 +217,6 @@ def _shown(value: Any) -> str:
     return "nothing" if _is_empty(value) else shortened(" ".join(repr(value).split()))
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
     """As much of a text as a table shows."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    return text if len(text) <= longest else f"{text[:longest].rstrip()}…"

@@ -6,9 +6,8 @@ import shutil
 import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,6 +19,9 @@ from ftlib.model import architecture
 from ftlib.profiles import Profile
 from ftlib.session import device, hub_client
 from ftlib.session.session import project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OK = "ok"
 LOCK = "requirements.lock"
@@ -33,8 +35,10 @@ class Check(NamedTuple):
     verdict: str
 
 
-def report(profile: Profile, output_dir: Path) -> pd.DataFrame:
+def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
+    import pandas as pd
+
     first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
     needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
     return pd.DataFrame(first + needed, columns=list(Check._fields))
@@ -106,7 +110,7 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
     from huggingface_hub import constants
 
     # A rehearsal keeps its downloads in its output folder.
-    cache = output_dir if profile.hub.endpoint == "rehearsal" else Path(constants.HF_HUB_CACHE)
+    cache = output_dir if profile.hub.is_rehearsal else Path(constants.HF_HUB_CACHE)
     written = planner.bytes_to_write(profile, architecture.shape_of(profile.hub))
     uses = {
         "downloads": (_existing(cache), _to_download(profile), "set HF_HOME to a larger local disk"),
@@ -146,7 +150,7 @@ def _hub(profile: Profile) -> list[Check]:
     from huggingface_hub import HfApi
 
     hub = profile.hub
-    where = "a rehearsal Hub on this machine" if hub.endpoint == "rehearsal" else hub.endpoint
+    where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
     try:
         HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_client.TIMEOUT_S)
         model = Check("Hub", where, OK)

@@ -11,8 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
-
 from ftlib.azureml import skus
 from ftlib.azureml.skus import Sku
 from ftlib.errors import FtlibError
@@ -23,6 +21,8 @@ from ftlib.rehearsal.corpus import HELD_OUT_ROWS
 from ftlib.session import device
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ftlib.session.session import Session
 
 Range = tuple[float, float]
@@ -274,8 +274,10 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
     return {stage: (work / RATES[rate][1], work / RATES[rate][0]) for stage, (work, rate) in at_full_speed.items()}
 
 
-def across_skus(profile: Profile, rows: int | None = None) -> pd.DataFrame:
+def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
     """The same run on every SKU in `azureml/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
+    import pandas as pd
+
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
     return pd.DataFrame(
         {

@@ -57,7 +57,7 @@ def config_json(hub: Hub) -> dict[str, Any]:
     """
     if hub.model in PUBLISHED:
         return PUBLISHED[hub.model]
-    file = ASSETS / "model/config.json" if hub.endpoint == "rehearsal" else _download(hub)
+    file = ASSETS / "model/config.json" if hub.is_rehearsal else _download(hub)
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if config.get("model_type") != "gpt_oss":
         raise FtlibError(f"hub.model {hub.model}: found a {config.get('model_type')}, expected a gpt_oss; name another")

@@ -88,7 +88,7 @@ def _recipe(session: Session, rows: "Dataset") -> dict[str, Any]:
         "model": profile.model.model_dump(),
         "recipe": profile.recipe.model_dump(mode="json"),
         "lora": profile.lora.model_dump(mode="json"),
-        "train": profile.train.model_dump(exclude={"save_steps", "per_device_train_batch_size", "use_cpu"}),
+        "train": {name: value for name, value in profile.train if not name.startswith(NOT_RECIPE)},
     }
     named = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
     digest = hashlib.sha256(json.dumps(rows["messages"][:]).encode()).hexdigest()

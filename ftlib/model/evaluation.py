@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from ftlib.dataset.harmony import Reply
+from ftlib.dataset.shapes import shortened
 from ftlib.errors import FtlibError
 from ftlib.model.generation import Messages, Score, generate_replies, score_replies
 from ftlib.model.language import detect_language, known_languages, usual_name
@@ -160,12 +161,8 @@ def compare(before: Sequence[Mapping[str, Any]], after: "pd.DataFrame") -> "pd.D
     unasked = table.loc[table["reference"].isna(), "user"]
     if len(unasked):
         raise FtlibError(
-            f"found no reply to {_shortened(unasked.iloc[0], 80)!r}, which was asked before training; expected "
+            f"found no reply to {shortened(unasked.iloc[0], 80)!r}, which was asked before training; expected "
             "the same questions: run 03_load_model.ipynb again with this profile"
         )
     table.columns = ["language", "question", "reasoning before", "reasoning after", "answer after", "reference"]
-    return table.map(lambda text: _shortened(text, LONGEST_SHOWN))
-
-
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[:longest].rstrip() + "…"
+    return table.map(lambda text: shortened(text, LONGEST_SHOWN))

@@ -137,7 +137,7 @@ def sensitive(config: GptOssConfig) -> GptOssConfig:
 def rows_of(reference: Profile) -> Dataset:
     """Rows of the sample data set; for the large model with longer reasoning, so that they are padded as the post's."""
     rows = parquet.read_table(ASSETS / "dataset/data")["messages"].to_pylist()[:ROWS]
-    if reference.hub.endpoint != "rehearsal":
+    if not reference.hub.is_rehearsal:
         for place, messages in enumerate(rows):
             longer = reference.train.max_length * (place + 1) / ROWS - TOKENS_OF_A_ROW
             messages[-1]["thinking"] *= 1 + max(0, round(longer / TOKENS_OF_ITS_REASONING))

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 TRAINING = "04_train_lora"
-SHUTDOWN_S = 10  # for the other ranks to end once one has failed
 LAST_WORDS_S = 5.0  # for a lost rank to report its own error, which comes within a second or two
 _GO_ON = "run it again to go on from the last checkpoint"
 # How gloo, NCCL and torch's store say that another rank is gone.
@@ -99,7 +98,7 @@ def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             signals_to_handle="SIGTERM,SIGINT",  # not SIGHUP, which nohup ignores
-            shutdown_timeout=SHUTDOWN_S,
+            shutdown_timeout=10,  # seconds for the other ranks to end once one has failed
         )
         try:
             elastic_launch(config, sys.executable)(*command)
