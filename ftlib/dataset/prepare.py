@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ftlib.dataset import files
 from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, shortened, unusual
 from ftlib.errors import FtlibError
-from ftlib.profiles import Data, Profile
+from ftlib.profiles import Data, Profile, Train
 from ftlib.rehearsal import HELD_OUT_FILE
 
 if TYPE_CHECKING:
@@ -177,6 +177,32 @@ def held_out_questions() -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_list([json.loads(line) for line in HELD_OUT_FILE.read_text(encoding="utf-8").splitlines()])
+
+
+def trainable(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", settings: Train) -> "Dataset":
+    """Leave out the rows of which cutting to `max_length` leaves no token to learn from, as TRL does without a word.
+
+    `tokenizer` has TRL's training template, which marks what the assistant says.
+
+    Raises:
+        FtlibError: no row is left.
+    """
+    kept = list(range(len(rows))) if settings.max_length > 1 else []  # the first token is never predicted
+    if kept and settings.assistant_only_loss:
+        from_end = (settings.model_extra or {}).get("truncation_mode") == "keep_end"
+        window = slice(-settings.max_length, None) if from_end else slice(settings.max_length)
+        options = {"return_dict": True, "return_assistant_tokens_mask": True}
+        encoded = tokenizer.apply_chat_template(rows["messages"][:], **options)
+        kept = [row for row, mask in enumerate(encoded["assistant_masks"]) if any(mask[window])]
+    if not kept:
+        seen = "reply" if settings.assistant_only_loss else "text"
+        found = f"train.max_length = {settings.max_length} leaves no {seen} to learn from in any of {len(rows)} rows"
+        raise FtlibError(f"{found}; expected more tokens: raise it")
+    if len(kept) == len(rows):
+        return rows
+    lost, limit = len(rows) - len(kept), settings.max_length
+    print(f"{lost} of {len(rows)} rows are left out: max_length = {limit} cuts off the whole reply")
+    return rows.select(kept)
 
 
 def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "pd.DataFrame":

@@ -244,13 +244,42 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["assistant_only_loss", "all tokens"])
-def test_the_loss_sees_what_the_profile_says(
-    masked: bool, tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    """As notebook 4's trainer batches it, over a model of next to nothing."""
+@pytest.fixture(scope="session")
+def training_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """As in notebook 4; not to be changed."""
     training_tokenizer = copy.deepcopy(tokenizer)
     training_tokenizer.chat_template = pin_date(get_training_chat_template(shipped_tokenizer), "2025-08-05")
+    return training_tokenizer
+
+
+def test_rows_with_nothing_left_to_learn_from_are_left_out_and_counted(
+    training_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = message("user", "Capital of France?"), message("user", "Well, " * 300)
+    rows = rows_of(*({"messages": [asked, REASONED]} for asked in (short, long, short)))
+    train = profiles.load("tiny").train
+    masked = train.model_copy(update={"assistant_only_loss": True})
+    assert prepare.trainable(rows, training_tokenizer, train) is rows, "of a cut question, something can be learnt"
+    assert not capsys.readouterr().out
+    kept = prepare.trainable(rows, training_tokenizer, masked)
+    assert list(kept) == [rows[0], rows[2]]
+    assert capsys.readouterr().out == "1 of 3 rows are left out: max_length = 216 cuts off the whole reply\n"
+    at_its_end = type(masked)(**masked.model_dump(), truncation_mode="keep_end")
+    assert prepare.trainable(rows, training_tokenizer, at_its_end) is rows
+    for settings, seen in ((train, "text"), (masked, "reply")):
+        with pytest.raises(FtlibError, match=f"max_length = 1 leaves no {seen} to learn from in any of 3 rows"):
+            prepare.trainable(rows, training_tokenizer, settings.model_copy(update={"max_length": 1}))
+    with pytest.raises(FtlibError, match="max_length = 20 leaves no reply"):
+        prepare.trainable(rows, training_tokenizer, masked.model_copy(update={"max_length": 20}))
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["assistant_only_loss", "all tokens"])
+def test_the_loss_sees_what_the_profile_says(
+    masked: bool, tokenizer: PreTrainedTokenizerFast, training_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As notebook 4's trainer batches it, over a model of next to nothing."""
     counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
     shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
     plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}
