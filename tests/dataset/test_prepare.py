@@ -98,6 +98,19 @@ def test_the_same_conversation_written_differently_is_a_copy(settings: Data) -> 
     assert found[["what", "where"]].to_numpy().tolist() == [["a copy", "row 2"]]
 
 
+def test_a_column_that_nothing_reads_is_named_with_its_share(
+    own: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [prompt(f"q{number}", tools=[{"name": "tool"}, None], id=number, note="") for number in range(10)]
+    here, rows = own(rows=lines)
+    unread = "'tools' (57% of the text), 'id' (0% of the text), 'note' (0% of the text)"
+    found = prepare.check(rows, here, 216).unusual
+    assert found[["what", "rows", "where"]].to_numpy().tolist() == [["a column that is not read", 10, unread]]
+    tiny = profiles.load("tiny")
+    prepare.load(tiny.model_copy(update={"data": here.model_copy(update={"held_out_share": 0.2})}), tmp_path)
+    assert capsys.readouterr().out == f"not trained on: {unread}\n", "where nobody looks at notebook 2, too"
+
+
 def test_rows_of_several_files_are_numbered_in_each(own: Callable[..., Any]) -> None:
     here, rows = own(a=[prompt("q1"), prompt(""), prompt("q2")], b=[prompt("q3"), prompt("q1"), prompt("<|call|>")])
     found = prepare.check(rows, here, 216)
@@ -181,6 +194,22 @@ def test_a_held_out_prompt_is_in_no_turn_of_a_training_row() -> None:
     asked = {said["content"] for messages in train["messages"] for said in messages if said["role"] == "user"}
     assert len(train) < 80
     assert asked.isdisjoint(held_out["user"]), "in earlier turns, neither"
+
+
+VARIANTS = ["Where is Curaçao?", "where is  Curaçao? ", "Where is Curac\u0327ao?", "Where\u00a0is Curaçao？"]
+
+
+def test_prompts_that_differ_in_form_alone_are_the_same_prompt() -> None:
+    rows = rows_of(*(published(0) | {"user": f"{number} {text}"} for number in range(12) for text in VARIANTS))
+    train, held_out = prepare.split(rows, 0.25, seed=0)
+    assert (len(train), len(held_out)) == (36, 12)
+    numbers = [{text.split()[0] for text in side["user"]} for side in (train, held_out)]
+    assert numbers[0].isdisjoint(numbers[1])
+    question = prepare.held_out_questions()["user"][7]
+    for variant in (f" {question}", question.upper(), question.replace(" ", "\u00a0")):
+        with pytest.raises(FtlibError, match="1 of the shipped held-out questions are in the data set") as raised:
+            prepare.split(rows_of(published(0) | {"user": variant}), 0, seed=0)
+        assert repr(question) in str(raised.value)
 
 
 def test_the_seed_alone_decides_what_is_held_out() -> None:
