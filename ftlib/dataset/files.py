@@ -45,8 +45,9 @@ def _find(place: Path) -> list[Path]:
         hint = nearest(place.name, there) if there else "no data file is in that folder"
         raise FtlibError(f"data.dataset {place.name}: no such file or folder; {hint}")
     entries = [place] if place.is_file() else [path for path in sorted(place.iterdir()) if path.name[0] != "."]
-    found = [path for path in entries if path.suffix in DATA_SUFFIXES]
-    others = [path.name for path in entries if path not in found and not path.name.startswith(("README", "LICENSE"))]
+    found = [path for path in entries if path.suffix in DATA_SUFFIXES and not path.is_dir()]
+    others = [path.name + "/" * path.is_dir() for path in entries if path not in found]
+    others = [name for name in others if not name.startswith(("README", "LICENSE"))]
     kinds = sorted({path.suffix for path in found})
     accepted = f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
     if len(kinds) != 1:

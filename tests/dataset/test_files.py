@@ -107,11 +107,13 @@ def test_what_is_not_there_or_cannot_be_read_is_told(write: Write, place: Path) 
     assert refusal(place) == "gone.jsonl cannot be read (No such file or directory); check its permissions"
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "ROWS.CSV", "rows.txt", "older/rows.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl.gz", "ROWS.CSV", "rows.txt", "older/rows.jsonl", "older.jsonl/rows.jsonl"]
+)
 def test_no_file_of_a_folder_is_passed_over_in_silence(name: str, write: Write, place: Path) -> None:
     write("a.jsonl", jsonl(ROWS))
     write(name, "")
-    found = name.split("/")[0]
+    found = name.removesuffix("rows.jsonl") if "/" in name else name
     endings = ".jsonl, .json, .csv or .parquet"
     assert refusal(place) == f"data.dataset somebodys-own: found {found}, expected only files that end in {endings}"
 
