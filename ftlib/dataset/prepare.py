@@ -111,7 +111,7 @@ def _read(dataset: "Dataset", settings: Data) -> tuple[dict[Place, Row], list[Ro
         try:
             good[place] = convert(row)
         except BadRow as problem:
-            told = [printable(shortened(text)) for text in problem.args]
+            told = map(printable, problem.args)
             bad.append(dict(zip(PROBLEM, (*place, *told), strict=True)) | {"record": row})
     return good, bad
 

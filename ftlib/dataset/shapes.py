@@ -169,7 +169,7 @@ def _turn(message: Row, place: str) -> Turn:
     fields: dict[str, str] = {}
     part_of = {name: part for part, names in _MESSAGE.items() for name in names}
     for name, value in message.items():
-        field, part = f"{place}.{name}", part_of.get(name)
+        field, part = f"{place}.{shortened(name)}", part_of.get(name)
         if _is_empty(value) or not (part or (value and isinstance(value, (str, list, Mapping)))):
             continue
         if part is None:

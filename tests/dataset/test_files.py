@@ -88,6 +88,7 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         '[{"a": 1},\n {"a": 1, "a": 2}]',
         "own.json: not valid JSON (an object has 'a' t",
     ),
+    "separators in quotes": ("own.csv", '"a;b;c",d\n1\n', "own.csv, line 2: found 1 values, expected 2 as in the head"),
     "bytes": ("own.parquet", parquet_bytes([{"prompt": b"\xff"}]), "own.parquet holds bytes that are not UTF-8 text; "),
     "broken parquet": ("own.parquet", WHOLE[:60] + b"\xff" * 40 + WHOLE[100:], "own.parquet is not a readable Parquet"),
 }

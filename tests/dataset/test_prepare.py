@@ -120,6 +120,13 @@ def test_rows_of_several_files_are_numbered_in_each(own: Callable[..., Any]) -> 
     assert few[["file", "row"]].to_numpy().tolist() == [["mine", 1]], "of some rows, the number among them"
 
 
+def test_the_table_of_problems_holds_nothing_that_acts_on_a_terminal(settings: Data) -> None:
+    key = f"\x1b[2J{'k' * 1000}"
+    rows = rows_of({"messages": [message("user"), {**message("assistant"), key: "\x1b[31m"}]})
+    (found,) = prepare.check(rows, settings, 216).problems[["field", "found"]].to_numpy().tolist()
+    assert found == [rf"messages[1].\x1b[2J{'k' * 76}…", r"'\x1b[31m'"]
+
+
 def test_stopping_names_the_first_bad_row_and_counts_them(own: Callable[..., Any], tmp_path: Path) -> None:
     here, rows = own(rows=[prompt("q"), prompt("q", ""), prompt(""), prompt("<|end|>")])
     with pytest.raises(FtlibError, match=r'leave such rows out with data.on_bad_row = "drop" \(3 bad rows in all\)$'):
