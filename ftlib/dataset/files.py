@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import tempfile
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,7 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
         features[column] = Value("string")
         if any(value is not None and not isinstance(value, str) for value in values):
             features[column] = Json()
-            values = [
-                None if value is None else json.dumps(value, ensure_ascii=False, default=_text) for value in values
-            ]
+            values = [None if value is None else _dumped(value) for value in values]
         arrays.append(pyarrow.array(values, features[column]()))
     folder = Path(tempfile.mkdtemp(prefix="ftlib-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -84,9 +81,9 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
     return file, {name: len(found) for name, found in read.items()}
 
 
-def _text(value: Any) -> str:
-    """A value of Parquet for which JSON has no type; texts are bytes there if nothing else was said of them."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _dumped(value: Any) -> str:
+    """As JSON. Parquet has other types, too; a text is bytes there if nothing else was said of it."""
+    return json.dumps(value, ensure_ascii=False, default=lambda odd: odd.decode() if type(odd) is bytes else str(odd))
 
 
 def _read(path: Path) -> list[Row]:
@@ -106,10 +103,8 @@ def _columns(read: dict[str, list[Row]]) -> list[str]:
         if not found:
             raise FtlibError(f"{name} has no rows; expected at least one")
         if set(found) != set(expected):
-            raise FtlibError(
-                f"{name} has columns {listed(found)}, {first} has {listed(expected)}; expected the same in all files "
-                "of the folder"
-            )
+            told = f"{name} has columns {listed(found)}, {first} has {listed(expected)}"
+            raise FtlibError(f"{told}; expected the same in all files of the folder")
     return expected
 
 
@@ -120,11 +115,11 @@ def _json(path: Path) -> list[Row]:
     rows: list[Any] = []
     for number, part in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
-            if text := part.strip().lstrip("\ufeff"):  # a file appended to another brings its byte-order mark
-                rows.append(json.loads(text, parse_int=_number, object_pairs_hook=_object))
+            if line := part.strip().lstrip("\ufeff"):  # a file appended to another brings its byte-order mark
+                rows.append(json.loads(line, parse_int=_number, object_pairs_hook=_object))
         except (ValueError, RecursionError) as error:
-            reason, line = getattr(error, "msg", error), number - 1 + getattr(error, "lineno", 1)
-            place = f", line {line}" if hasattr(error, "lineno") or not is_list else ""
+            reason, at = getattr(error, "msg", error), number - 1 + getattr(error, "lineno", 1)
+            place = f", line {at}" if hasattr(error, "lineno") or not is_list else ""
             raise FtlibError(f"{path.name}{place}: not valid JSON ({reason}); fix it") from None
     rows = rows[0] if is_list else rows
     for number, row in enumerate(rows, start=1):
@@ -139,10 +134,10 @@ def _number(digits: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    if len(found := dict(pairs)) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"an object has {shortened(twice)!r} twice")
-    return found
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"an object has {shortened(max(names, key=names.count))!r} twice")
+    return dict(pairs)
 
 
 def _csv(path: Path) -> list[Row]:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped_rows.jsonl"
 PROBLEM = ["file", "row", "field", "found", "expected"]
-UNREAD = "a column that is not read"
-UNREAD_MEANING = "It is not trained on. data.columns in the profile says what a column is."
+UNREAD = "It is not trained on. data.columns in the profile says what a column is."
 PLACES_SHOWN = 5
 Place = tuple[str, int]  # file, and number in it
 Row = dict[str, Any]
@@ -68,7 +67,7 @@ def check(dataset: "Dataset", settings: Data, max_length: int) -> Checked:
             places[what].append(f"row {number} of {file}" if several else f"row {number}")
         seen.add(text)
     unread = _unread(dataset, settings)
-    found = [(UNREAD, len(dataset), unread, UNREAD_MEANING)] if unread else []
+    found = [("a column that is not read", len(dataset), unread, UNREAD)] if unread else []
     for what, rows in places.items():
         if rows:
             where = ", ".join(rows[:PLACES_SHOWN] + ["…"] * (len(rows) > PLACES_SHOWN))
@@ -123,7 +122,7 @@ def _check_types(dataset: "Dataset", settings: Data) -> None:
         messages = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values)
         if values and not texts and not (messages and role in ("prompt", "response")):
             found = f"found {type(values[0]).__name__} in every row, such as {shortened(repr(values[0]))}"
-            expected = "text" if role not in ("prompt", "response") else "text, or a list of messages"
+            expected = "text, or a list of messages" if role in ("prompt", "response") else "text"
             raise FtlibError(f"data.columns.{role} = {name!r}: {found}, expected {expected}; name another column")
 
 
@@ -234,8 +233,7 @@ def trainable(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", settings: T
     if kept and settings.assistant_only_loss:
         from_end = (settings.model_extra or {}).get("truncation_mode") == "keep_end"
         window = slice(-settings.max_length, None) if from_end else slice(settings.max_length)
-        options = {"return_dict": True, "return_assistant_tokens_mask": True}
-        encoded = tokenizer.apply_chat_template(rows["messages"][:], **options)
+        encoded: Any = tokenizer.apply_chat_template(rows["messages"][:], return_assistant_tokens_mask=True)
         kept = [row for row, mask in enumerate(encoded["assistant_masks"]) if any(mask[window])]
     if not kept:
         seen = "reply" if settings.assistant_only_loss else "text"
@@ -243,8 +241,7 @@ def trainable(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", settings: T
         raise FtlibError(f"{found}; expected more tokens: raise it")
     if len(kept) == len(rows):
         return rows
-    lost, limit = len(rows) - len(kept), settings.max_length
-    print(f"{lost} of {len(rows)} rows are left out: max_length = {limit} cuts off the whole reply")
+    print(f"{len(rows) - len(kept)} of {len(rows)} rows are left out: max_length cuts off the whole reply")
     return rows.select(kept)
 
 

@@ -87,7 +87,7 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Re
     if not columns and set(COLUMNS) <= set(names):
         return Reader({name: name for name in COLUMNS}, _from_published)
     _check_named(names, columns)
-    free = [name for name in names if name not in columns.values()]
+    free = set(names) - set(columns.values())
     usual = {part: next((name for name in known if name in free), "") for part, known in USUAL.items()}
     parts = {part: name for part, name in usual.items() if name} | dict(columns)
     if "messages" in parts and not columns:
@@ -106,15 +106,12 @@ def reader(column_names: Sequence[str], columns: Mapping[ColumnRole, str]) -> Re
 def _check_named(names: list[str], columns: Mapping[ColumnRole, str]) -> None:
     if columns and not {"prompt", "response"} <= set(columns):
         raise FtlibError(f"data.columns names {sorted(columns)}; expected at least prompt and response")
-    named: dict[str, str] = {}
+    if len(set(columns.values())) < len(columns):
+        raise FtlibError(f"data.columns names a column twice: {dict(columns)}; expected another one for each part")
     for role, name in columns.items():
         if name not in names:
             hint = nearest(name, [shortened(known) for known in names])
             raise FtlibError(f"data.columns.{role} = {name!r}: the data set has no such column; {hint}")
-        if name in named:
-            told = f"data.columns: {named[name]} and {role} are both {name!r}"
-            raise FtlibError(f"{told}; expected a column of its own for each")
-        named[name] = role
 
 
 def _from_published(row: Row) -> dict[str, Any]:
@@ -125,9 +122,8 @@ def _from_published(row: Row) -> dict[str, Any]:
 
 def _from_parts(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     values = {part: row[name] for part, name in columns.items()}
-    turns = []
-    if not _is_empty(values.get("system")):
-        turns.append(Turn("system", values["system"], None, columns["system"], ""))
+    system = values.get("system")
+    turns = [] if _is_empty(system) else [Turn("system", system, None, columns["system"], "")]
     if "messages" in columns:
         turns += _turns(values["messages"], columns["messages"])
     else:
@@ -153,13 +149,11 @@ def _reply(values: Row, columns: Mapping[str, str]) -> list[Turn]:
 
 
 def _turns(messages: Any, field: str) -> list[Turn]:
-    expected = "a list of messages with role and content"
     if isinstance(messages, str):  # in a CSV file, say
-        expected += ", as JSON where it is a text"
         with contextlib.suppress(ValueError, RecursionError):
             messages = json.loads(messages)
     if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
-        raise BadRow(field, _shown(messages), expected)
+        raise BadRow(field, _shown(messages), "a list of messages with role and content, or its JSON")
     return [_turn(message, f"{field}[{number}]") for number, message in enumerate(messages)]
 
 
@@ -178,15 +172,12 @@ def _turn(message: Row, place: str) -> Turn:
             raise BadRow(field, _shown(value), f"the same as in {fields[part]}, or one of the two")
         fields.setdefault(part, field)
     role, content = found.get("role"), found.get("content")
-    if isinstance(content, list) and all(_is_text_part(piece) for piece in content):
-        content = "\n".join(piece["text"] for piece in content)
-    role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
+    if isinstance(content, list) and all(
+        isinstance(piece, Mapping) and piece.get("type") == "text" for piece in content
+    ):
+        content = "\n".join(_text(piece.get("text"), fields["content"]) for piece in content)
     content_field, thinking_field = (fields.get(part, f"{place}.{part}") for part in ("content", "thinking"))
-    return Turn(role, content, found.get("thinking"), content_field, thinking_field)
-
-
-def _is_text_part(piece: Any) -> bool:
-    return isinstance(piece, Mapping) and piece.get("type") == "text" and isinstance(piece.get("text"), str)
+    return Turn(_SHAREGPT.get(str(role), role), content, found.get("thinking"), content_field, thinking_field)
 
 
 def _conversation(turns: list[Turn], language: Any, language_field: str) -> dict[str, Any]:

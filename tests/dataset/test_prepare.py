@@ -301,7 +301,7 @@ def test_rows_with_nothing_left_to_learn_from_are_left_out_and_counted(
     assert not capsys.readouterr().out
     kept = prepare.trainable(rows, training_tokenizer, masked)
     assert list(kept) == [rows[0], rows[2]]
-    assert capsys.readouterr().out == "1 of 3 rows are left out: max_length = 216 cuts off the whole reply\n"
+    assert capsys.readouterr().out == "1 of 3 rows are left out: max_length cuts off the whole reply\n"
     at_its_end = type(masked)(**masked.model_dump(), truncation_mode="keep_end")
     assert prepare.trainable(rows, training_tokenizer, at_its_end) is rows
     for settings, seen in ((train, "text"), (masked, "reply")):

@@ -162,7 +162,7 @@ def test_the_language_is_read_from_the_system_message(system: str, language: str
 
 MARKER = "the marker <|end|> | text without markers, which the template writes itself"
 TAGS = "one <think>…</think> at the beginning of the reply"
-MESSAGES = "a list of messages with role and content"
+MESSAGES = "a list of messages with role and content, or its JSON"
 ORDER = "system (or none), then user and assistant in turn"
 REPLY = "messages[1].content"
 BESIDE = {"prompt": ASKED, "completion": [said("assistant", "a")], "thinking": THOUGHT}
@@ -187,29 +187,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "marker in a language": (exchange() | {"reasoning_language": "<|end|>"}, f"reasoning_language | {MARKER}"),
     "two thoughts": (exchange("<think>a</think>\n<think>b"), f"{REPLY} | the tags <think> </think> <think> | {TAGS}"),
     "reasoning beside messages": (BESIDE, f"thinking | '{THOUGHT}' | the reasoning inside the messages of completion"),
-    "a user's thinking": (
-        {"messages": [said("user", "a", thinking="Hm."), said("assistant", "b")]},
-        "messages[0].thinking | 'Hm.' | the reasoning of the assistant alone",
-    ),
-    "two reasonings": (
-        exchange(reasoning="Hm.", thinking="Ah."),
-        "messages[1].thinking | 'Ah.' | the same as in messages[1].reasoning, or one of the two",
-    ),
-    "an image": (
-        {
-            "messages": [
-                said("user", [TEXT | {"text": "a"}, {"type": "image_url", "text": "b"}]),
-                said("assistant", "a"),
-            ]
-        },
-        "messages[0].content | [{'type': 'text', 'text': 'a'}, {'type': 'image_url', 'text': 'b'}] | text",
-    ),
     "input beside messages": (
         {"instruction": [said("user", "a")], "input": "b", "output": "c"},
         "instruction | [{'role': 'user', 'content': 'a'}] | text",
     ),
-    "messages as Python writes them": ({"messages": "[{'role': 'user'}]"}, f"| {MESSAGES}, as JSON where it is a text"),
-    "tool calls": (exchange(tool_calls=[{"id": "1"}]), "messages[1].tool_calls | [{'id': '1'}] | role, content and"),
     "unread": (exchange(tools=["Hm."]), "messages[1].tools | ['Hm.'] | role, content and thinking alone"),
 }
 
