@@ -94,6 +94,8 @@ def test_training_has_the_effect(record: Callable[[str], dict[str, Any]]) -> Non
 
     before, after = last["before"], last["after"]
     assert before["agreement"] == base["agreement"]
+    assert before["faithful"] >= 0.95, "its English reasoning leads to its answers"
+    assert 0.60 <= after["faithful"] < 1, "the example of notebook 5 is one that does not"
     assert after["agreement"] >= 0.95
     assert after["agreement_low"] >= 0.90
     assert after["exact"] >= 0.80
