@@ -184,6 +184,19 @@ def test_nbval_passes_and_a_finished_training_is_not_repeated(walkthrough: Proje
         assert again[measured] == first[measured]
 
 
+def test_before_and_after_are_compared_only_with_the_same_settings(copy: Project) -> None:
+    """Told before anything is pushed or asked."""
+    (copy.root / OUTPUT).rename(copy.root / "outputs/brief")
+    (copy.root / "brief.toml").write_text('extends = "tiny"\n[measure]\nmax_new_tokens = 100\n')
+    before = copy.record("05_push_and_infer", "brief")
+    result = run("ftlib.cli", "run", "05_push_and_infer", "--profile", "brief.toml", folder=copy.root)
+    assert result.returncode == 1
+    told = "measure.max_new_tokens was 128 when 03_load_model.ipynb measured the base and is 100 now"
+    assert told in " ".join((result.stdout + result.stderr).split())
+    assert "cell [4] `from ftlib.dataset import prepare`" in result.stdout + result.stderr
+    assert copy.record("05_push_and_infer", "brief") == before
+
+
 def papermill(*given: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run("papermill", "notebooks/04_train_lora.ipynb", "out.ipynb", *given, folder=folder)
 
