@@ -81,7 +81,7 @@ class _Progress:
         from IPython.display import display
 
         self._line, self._longest = line, longest
-        self._handle = display(_Line(line), display_id=True)
+        self._handle = display(_Line(line), display_id=True)  # type: ignore[no-untyped-call]
         self._tokens = -1  # `generate` puts the prompt first
 
     def put(self, tokens: object) -> None:
