@@ -1,7 +1,4 @@
-"""Evaluate a model before and after training.
-
-Does it reason in the language asked for, is its answer right, and does its reasoning say what its answer says?
-"""
+"""Evaluate a model before and after training: the language of its reasoning, its answers, and whether these agree."""
 
 import hashlib
 import json

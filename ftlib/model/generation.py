@@ -29,11 +29,7 @@ def generate_replies(
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
-            **inputs.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            streamer=streamer,
+            **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, streamer=streamer
         )
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
     return [parse_reply(text) for text in texts]
