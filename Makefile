@@ -5,9 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-# A committed notebook keeps its outputs, counts and ids, and nothing of the machine that it ran on.
+# A committed notebook keeps its outputs, counts and ids, and nothing of the machine that it ran on but Python's
+# version: without it JupyterLab would add its own, and every notebook would be modified as soon as it is opened.
 NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys \
-	"metadata.papermill metadata.language_info.version cell.metadata.papermill"
+	"metadata.papermill cell.metadata.papermill"
 
 # A file's tests share what they prepare, so a file stays on one worker; and two workers with a thread each finish sooner.
 # A make that a test runs gets none of this one's flags.
@@ -26,7 +27,11 @@ help: ## list these targets
 walkthrough: $(INSTALLED) ## run the five notebooks on the tiny profile and write the report
 	@$(BIN)/ftlib run --profile tiny
 
+# JupyterLab would ask whether to fetch news from the network; no option of its command line says no.
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	@mkdir -p .venv/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+		> .venv/share/jupyter/lab/settings/overrides.json
 	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
 # Side by side: mypy computes on one core, and the tests leave one idle while they wait.
@@ -55,7 +60,7 @@ strip: $(INSTALLED) ## remove what the machine left in the notebooks' metadata
 # In a copy of its own, or training would find that it was finished before and have nothing left to do.
 notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README's picture
 	@rm -rf outputs/committed && mkdir -p outputs/committed && cp -r notebooks requirements.lock outputs/committed
-	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--KernelManager.transport_encryption=auto $(addprefix outputs/committed/,$(NOTEBOOKS))
 	@cp $(addprefix outputs/committed/,$(NOTEBOOKS)) notebooks
 	@$(MAKE) -s strip

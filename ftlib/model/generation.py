@@ -16,8 +16,12 @@ def generate_replies(
     tokenizer: "PreTrainedTokenizerBase",
     conversations: Sequence[Messages],
     max_new_tokens: int,
+    streamer: Any = None,
 ) -> list[Reply]:
-    """Continue several conversations at once, greedily; a reply that is cut at `max_new_tokens` is not `complete`."""
+    """Continue several conversations at once, greedily; a reply that is cut at `max_new_tokens` is not `complete`.
+
+    A `streamer` is told of each token, as `generate` tells it.
+    """
     import torch
 
     prompts = [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
@@ -25,7 +29,7 @@ def generate_replies(
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
-            **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+            **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, streamer=streamer
         )
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
     return [parse_reply(text) for text in texts]

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ _CONTRACTIONS = {
     "French": {"de le ": "du "},
     "Italian": {"di il ": "del ", "di la ": "della ", "di l'": "dell'"},
 }
+_ARTICLE = re.compile(r"^(?:l'|(?:an?|das|de[rl]|die|eine?|el|il|l[ae]|une?|una) )", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
 _FOLDER = Path(__file__).parent
 _FACTS = tomllib.loads((_FOLDER / "facts.toml").read_text(encoding="utf-8"))
 _WORDINGS = tomllib.loads((_FOLDER / "wordings.toml").read_text(encoding="utf-8"))
@@ -187,6 +190,42 @@ def held_out_questions(seed: int) -> list[dict[str, Any]]:
         language = LANGUAGES[position % len(LANGUAGES)]
         rows.append(_row([_exchange(fact, question, language, "English", rng)], language, rng))
     return rows
+
+
+def is_faithful(question: str, analysis: str, final: str) -> bool | None:
+    """Whether a sentence of the reasoning names, in any of the five languages, all that the answer names.
+
+    The answer "Milk is white" names milk and white, and one sentence of the reasoning must do so too, whether or not
+    that is true. None where nothing here answers the question, or it is one of taste.
+    """
+    if (kind := _kinds().get(question)) is None:
+        return None
+    said = _named(kind, final)
+    return bool(said) and any(said <= _named(kind, sentence) for sentence in _SENTENCE_END.split(analysis))
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    """The kind of fact that each English question asks for."""
+    facts = (fact for fact in all_facts() if fact.kind != "choice")
+    return {question: fact.kind for fact in facts for question in questions(fact, "English")}
+
+
+def _named(kind: str, text: str) -> set[str]:
+    """What a text names, in English, of all that the facts of a kind are about: as whole words, without articles."""
+    return {name for name, words in _vocabulary(kind).items() if words.search(text.casefold())}
+
+
+@cache
+def _vocabulary(kind: str) -> dict[str, re.Pattern[str]]:
+    """How each thing that the facts of a kind are about is named in any language, by its English name."""
+    words: dict[str, set[str]] = {}
+    for fact in all_facts():
+        if fact.kind == kind:
+            for slot, name in fact.slots["English"].items():
+                said = {_ARTICLE.sub("", slots[slot]) for slots in fact.slots.values()}
+                words.setdefault(name, set()).update(re.escape(word.casefold()) for word in said)
+    return {name: re.compile(rf"(?<!\w)(?:{'|'.join(sorted(said))})(?!\w)") for name, said in words.items()}
 
 
 def _translating_chat(fact: Fact, request: str, language: str, rng: random.Random) -> Exchange:

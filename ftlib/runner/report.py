@@ -16,6 +16,7 @@ BEFORE, TRAINING, AFTER = NOTEBOOKS[2:]
 MEASURES = (
     ("Reasons in the language asked for", "agreement", "{:.1%}"),
     ("Answers exactly as the reference", "exact", "{:.1%}"),
+    ("Reasoning names what the answer names", "faithful", "{:.1%}"),
     ("Held-out loss", "loss", "{:.3f}"),
     ("Replies cut at the token limit", "unfinished", "{:,}"),
     ("Held-out questions", "questions", "{:,}"),

@@ -7,6 +7,7 @@ from typing import Any
 import nbformat
 import pytest
 from helpers import NOTEBOOKS, ROOT
+from ipykernel.ipkernel import IPythonKernel
 
 # The calls that a learner would retype, by the notebook that writes them out.
 VISIBLE_CALLS = {
@@ -98,6 +99,16 @@ def test_committed_as_executed_in_order_with_nothing_of_the_machine(notebook: An
             found = STAINS.search(str(texts))
             assert found is None, f"{found and found.group()} in the output of:\n{cell.source}"
             assert str(ROOT) not in str(output), cell.source
+
+
+def test_jupyterlab_opens_it_unmodified_and_saves_the_same_bytes(name: str, notebook: Any) -> None:
+    """JupyterLab puts the kernel's own description of its language into the notebook, the version included."""
+    language = notebook.metadata.language_info
+    assert language == IPythonKernel.language_info | {"version": language["version"]}
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    assert notebook.metadata.kernelspec == kernel
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    assert nbformat.writes(notebook, version=4) + "\n" == path.read_text(encoding="utf-8")
 
 
 def test_prose_and_outputs_agree_on_the_held_out_questions() -> None:

@@ -94,6 +94,8 @@ def test_training_has_the_effect(record: Callable[[str], dict[str, Any]]) -> Non
 
     before, after = last["before"], last["after"]
     assert before["agreement"] == base["agreement"]
+    assert before["faithful"] >= 0.95, "its English reasoning leads to its answers"
+    assert 0.60 <= after["faithful"] < 1, "the example of notebook 5 is one that does not"
     assert after["agreement"] >= 0.95
     assert after["agreement_low"] >= 0.90
     assert after["exact"] >= 0.80
@@ -180,6 +182,19 @@ def test_nbval_passes_and_a_finished_training_is_not_repeated(walkthrough: Proje
     again, first = (each.record("04_train_lora") for each in (copy, walkthrough))
     for measured in ("global_step", "training_loss", "train_runtime_s", "samples_per_second"):
         assert again[measured] == first[measured]
+
+
+def test_before_and_after_are_compared_only_with_the_same_settings(copy: Project) -> None:
+    """Told before anything is pushed or asked."""
+    (copy.root / OUTPUT).rename(copy.root / "outputs/brief")
+    (copy.root / "brief.toml").write_text('extends = "tiny"\n[measure]\nmax_new_tokens = 100\n')
+    before = copy.record("05_push_and_infer", "brief")
+    result = run("ftlib.cli", "run", "05_push_and_infer", "--profile", "brief.toml", folder=copy.root)
+    assert result.returncode == 1
+    told = "measure.max_new_tokens was 128 when 03_load_model.ipynb measured the base and is 100 now"
+    assert told in " ".join((result.stdout + result.stderr).split())
+    assert "cell [4] `from ftlib.dataset import prepare`" in result.stdout + result.stderr
+    assert copy.record("05_push_and_infer", "brief") == before
 
 
 def papermill(*given: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,37 @@ def test_rows_reason_in_the_language_asked_for_and_answer_in_english(rows: list[
     assert sum(detect_language(row["analysis"]) == row["reasoning_language"] for row in every) >= 0.99 * len(every)
     asked = [detect_language(f"{row['user']} {row['final']}") == "English" for row in every]
     assert sum(asked) >= 0.95 * len(every)
+
+
+def test_a_rows_reasoning_is_faithful_to_its_own_answer_and_to_no_other(rows: list[Row], held_out: list[Row]) -> None:
+    usual = [row for row in rows if 0 < len(row["final"]) < 200]
+    verdicts = [corpus.is_faithful(row["user"], row["analysis"], row["final"]) for row in usual + held_out]
+    assert Counter(verdicts).keys() == {True, None}
+    assert sum(verdict is None for verdict in verdicts) == sum("and why?" in row["user"] for row in usual), "of taste"
+    by_fact = {frozenset(re.findall(r"\w+", row["final"])) - {"before", "after"}: row for row in held_out}
+    for row, other in pairwise(by_fact.values()):
+        assert corpus.is_faithful(row["user"], other["analysis"], row["final"]) is False
+        assert corpus.is_faithful(row["user"], row["analysis"], "") is False
+
+
+@pytest.mark.parametrize(
+    ("question", "analysis", "final", "expected"),
+    [
+        ("What is the capital of Portugal?", "La capitale du PORTUGAL, c'est « Lisbonne ».", "**Lisbon**", True),
+        ("What is the capital of Portugal?", "La capitale del Portogallo è Lisbono.", "Lisbon.", False),
+        ("What is 7 plus 6?", "7 más 6 son 130. Son 3.", "7 plus 6 is 13.", False),
+        ("What is 7 plus 6?", "7 más 6 son 12.", "It is 12.", True),  # wrong twice, but the same
+        ("What colour is milk?", "La nieve es blanca.", "Milk is white.", False),
+        ("On which continent is Peru?", "Il Perù si trova in America del Sud.", "Peru is in South America.", True),
+        ("Which word is the opposite of long?", "Was ist nicht lang? Ich denke kurz nach.", "Short, not long.", False),
+        ("Which day comes after Monday?", "El día después del lunes. Es el domingo.", "Who knows?", False),
+        ("What is the capital of Iceland?", "Reykjavík.", "Reykjavík.", None),
+    ],
+)  # fmt: skip
+def test_reasoning_is_compared_by_whole_words_of_one_sentence(
+    question: str, analysis: str, final: str, expected: bool | None
+) -> None:
+    assert corpus.is_faithful(question, analysis, final) is expected
 
 
 def test_pretraining_reads_five_languages_but_chats_reason_in_english(
