@@ -138,9 +138,8 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
         cause = ranks.explain_lost(_cause(error.ename, error.evalue))
         raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     except RuntimeError as error:  # from nbclient: the kernel died or did not start
-        raise FtlibError(
-            f"{_place(name, kept)}: {error} (out of memory, or of open files?); see {shown(kept)}"
-        ) from None
+        cause = f"{error} (out of memory, or of open files?)"
+        raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     if rank:
         kept.unlink()
     else:

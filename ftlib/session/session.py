@@ -177,7 +177,8 @@ def explain(error: BaseException) -> str:
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number in ADVICE:
         named = getattr(error, "filename", None)
-        where = f" ({os.path.relpath(named, project_root())})" if isinstance(named, str) else ""
+        below = os.path.relpath(named, project_root()) if isinstance(named, str) else ""
+        where = f" ({named if below.startswith('..') else below})" if below else ""
         return f"{os.strerror(number)}{where}; {ADVICE[number]}"
     saved = _current is not None and manifest.is_complete(_current.adapter_dir)
     return hub_client.explain(error, _current.command("push") if _current and saved else "")
@@ -255,3 +256,5 @@ def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
         warnings.filterwarnings("ignore", message=message)
     # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.
     logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)
+    # The first time on a machine, it announces in red that it looks for fonts.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
