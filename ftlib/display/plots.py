@@ -190,7 +190,7 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
         raise FtlibError(f"found {others[0]} in `after` and {names} in `before`; measure the same languages")
     asked = tables[0]["questions"]
     names = _most_frequent(asked)
-    ax = _axes(width=max(6.2, 1.1 * len(names)))
+    ax = _axes(width=max(6.2, 1.24 * len(names)))
     if len(names) < len(asked):
         ax.set_xlabel(f"the {len(names)} of {len(asked)} languages with the most questions")
     if not names:
@@ -204,7 +204,7 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
         _label_bars(ax, bars, [f"{share:.0f}%" for share in agreed])
     if names and others:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
-    ax.set_xticks(range(len(names)), [f"{_label(name, 12)}\nn = {asked[name]:.0f}" for name in names], family=_fonts())
+    ax.set_xticks(range(len(names)), [f"{_label(name, 11)}\nn = {asked[name]:.0f}" for name in names], family=_fonts())
     ax.set(ylim=(0, 112), yticks=range(0, 101, 25))  # room above 100% for the labels of full bars
     ax.yaxis.set_major_formatter(PercentFormatter(100))
     ax.axhline(100, color=_RULE, linewidth=1, zorder=0)

@@ -57,7 +57,7 @@ class World:
         self._seal("adapter", [name for name in publish.ADAPTER_FILES if name != manifest.NAME])
         self.role("write")
         self.free_bytes(10**12)
-        monkeypatch.setattr(execution, "_execute", self._execute)
+        monkeypatch.setattr(execution, "_execute", lambda name, parameters, folder: self.execute(name, parameters))
 
     def _seal(self, folder: str, names: list[str]) -> None:
         for name in names:
@@ -74,15 +74,16 @@ class World:
             cli.main()
         return ended.value.code
 
-    def _execute(self, name: str, parameters: dict[str, Any], folder: Path) -> None:
-        """Execute a notebook's cells here; `given` is what papermill would inject."""
+    def execute(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Execute a notebook's cells here; `given` is what papermill would inject. Returns what it came to."""
         cells = ["", self._notebooks.cells(name)[0], f"# Parameters\n{self.given}\n"]
         self._patch.setattr(kernel, "executed_cells", lambda: cells)
         current = session.start(parameters["profile"], parameters["output_root"])
         namespace = {"session": current, "profile": current.profile, "resume": parameters.get("resume")}
+        if "baseline" in self.reach[name]:  # whose cell calls `start` itself
+            namespace |= parameters
         namespace |= {"checkpoints": checkpoints, "train_dataset": rows()}
-        for variable in self.reach[name]:
-            self._notebooks.run(name, variable, namespace)
+        return {variable: self._notebooks.run(name, variable, namespace) for variable in self.reach[name]}
 
     def environment(self, given: str) -> None:
         for variable in given.split(", "):

@@ -1,6 +1,7 @@
 """Headless runs and the command line, with small notebooks in place of the real ones."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,10 @@ def test_a_failing_cell_is_named_in_one_line_and_leaves_the_finished_notebook_as
     ("cell", "said"),
     [
         ("from ftlib.errors import FtlibError; raise FtlibError('found A; do B')", r": found A; do B; see "),
-        ("# the end\n\nimport os; os._exit(1)", r"`import os; os._exit\(1\)`: Kernel died \(out of memory, or of open files\?\) "),
+        (
+            "# the end\n\nimport os; os._exit(1)",
+            r"`import os; os._exit\(1\)`: Kernel died \(out of memory, or of open files\?\); see ",
+        ),
         ("raise type('OutOfMemoryError', (OSError,), {})('full')", "full; lower train.per_device_train_batch_size"),
     ],
     ids=["for people", "a dead kernel", "of torch"],
@@ -107,6 +111,31 @@ def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, m
         records.write(folder / "records", "05_push_and_infer", {"finished": expected})
     asked_for = project / "outputs/mine"
     assert run(profile="mine.toml", resume=False) == run("01_setup", profile="mine.toml") == asked_for
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        ('PYTHONIOENCODING=ascii {} run 01_setup --output-root="-{{a}}"', 0, "01_setup            +"),
+        (
+            "PYTHONUNBUFFERED= {} report >/dev/full",
+            1,
+            "error: standard output cannot be written (No space left on device)\n",
+        ),
+        ("{} report >&-", 0, ""),
+    ],
+)
+def test_any_terminal_will_do(project: Path, redirected: str, code: int, told: str) -> None:
+    """One that knows ASCII alone, a full one and a closed one; and papermill writes where it was told to."""
+    write_notebook(project, "01_setup", "1")
+    if "report" in redirected:
+        shutil.copytree(project / "notebooks", project / "outputs/tiny/notebooks")
+    line = redirected.format(f"{sys.executable} -m ftlib.cli")
+    result = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=HANGING_S)
+    assert result.returncode == code
+    assert (result.stdout + result.stderr).startswith(told)
+    assert (result.stdout + result.stderr).count("\n") <= 1
+    assert [path.name for path in project.rglob("01_setup.*")].count("01_setup.ipynb") == 2
 
 
 # Several ranks

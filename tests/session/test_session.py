@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ftlib import profiles
-from ftlib.session.session import Session
+from ftlib.errors import FtlibError
+from ftlib.session.session import Session, project_root
 
 RunPython = Callable[..., Any]
 
@@ -193,6 +194,26 @@ print(json.dumps([session.gpus, session.device, os.environ.get("CUDA_VISIBLE_DEV
     assert told == ([4, "cuda:1", None, ""] if ranks else [4, "cuda:0", "0", said])
     assert (limit, fails) == (64, True), "flex attention stops where it would no longer compile"
     assert bool(files_below(project)) is not bool(ranks)
+
+
+def test_the_project_is_here_or_above_and_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = tmp_path / "project/notebooks/examples"
+    below.mkdir(parents=True)
+    places = {"project": "project", "project/notebooks": "project", ".": ".", "project/notebooks/examples": below}
+    for folder, root in places.items():
+        monkeypatch.chdir(tmp_path / folder)
+        assert project_root() == tmp_path / root, "a folder that is only called notebooks is no project"
+    (below.parent / "01_setup.ipynb").touch()
+    assert project_root() == tmp_path / "project"
+    monkeypatch.setattr(os, "geteuid", lambda: 2)
+    if os.stat(below).st_uid == 0:  # noqa: PTH116
+        os.chown(below.parent, 1, 1)
+    with pytest.raises(
+        FtlibError, match=r"^found notebooks of another user in \.\./\.\., expected your own; change to"
+    ):
+        project_root()
+    monkeypatch.chdir(below.parent)
+    assert project_root() == tmp_path / "project", "where one has gone oneself"
 
 
 def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(monkeypatch: pytest.MonkeyPatch) -> None:
