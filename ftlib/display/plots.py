@@ -30,8 +30,15 @@ _INK, _RULE = "#24292F", "#D0D7DE"
 _FILL = {BEFORE: "#EDEFF2", AFTER: "#E4DCF5"}
 _SMALL = 9.0
 _MOST = 12  # languages in a plot
-_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Devanagari", "Noto Sans Thai")
-_FONTS += ("Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI")  # of macOS and of Windows
+# Matplotlib's own, and those that cover other scripts on Linux, macOS and Windows.
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans Devanagari",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Nirmala UI",
+)
 # White around the line keeps it visible on a dark bar.
 _INTERVAL = {"ecolor": _INK, "path_effects": [withStroke(linewidth=3, foreground="white")]}
 

@@ -25,7 +25,7 @@ def load(notebook: Path) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         content = json.loads(data.decode("utf-8"))
     version = content.get("nbformat") if isinstance(content, dict) else None
-    if version == 4 and isvalid(content):
+    if version == 4 and isvalid(content):  # type: ignore[no-untyped-call]
         return dict(content)
     found = "the marks of a merge conflict" if b"\n<<<<<<< " in data else "no whole notebook"
     found = f"format {version}" if version not in (None, 4) else found

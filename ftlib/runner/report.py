@@ -175,9 +175,8 @@ def _record(output_dir: Path, name: str, left_out: list[str]) -> dict[str, Any]:
         return {}
     try:
         return records.read(folder, name)
-    except (FtlibError, TypeError, ValueError) as error:
-        said = error if isinstance(error, FtlibError) else f"records/{name}.json is damaged; run {name} again"
-        left_out.append(str(said))
+    except FtlibError as error:
+        left_out.append(str(error))
         return {}
 
 
