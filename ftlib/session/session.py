@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ ADVICE = {
     errno.ENAMETOOLONG: "choose shorter names",
     errno.ENOMEM: "close other programs, or raise the limit on memory",
 }
+UNREADABLE = ("ArrowInvalid", "JSONDecodeError", "OSError", "SafetensorError", "UnicodeDecodeError")
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
 
 
@@ -177,11 +179,28 @@ def explain(error: BaseException) -> str:
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number in ADVICE:
         named = getattr(error, "filename", None)
-        below = os.path.relpath(named, project_root()) if isinstance(named, str) else ""
-        where = f" ({named if below.startswith('..') else below})" if below else ""
+        where = f" ({_from_here(named)})" if isinstance(named, str) else ""
         return f"{os.strerror(number)}{where}; {ADVICE[number]}"
     saved = _current is not None and manifest.is_complete(_current.adapter_dir)
-    return hub_client.explain(error, _current.command("push") if _current and saved else "")
+    of_the_hub = hub_client.explain(error, _current.command("push") if _current and saved else "")
+    return of_the_hub or _damaged_cache(error)
+
+
+def _from_here(path: str) -> str:
+    below = os.path.relpath(path, project_root())
+    return path if below.startswith("..") else below
+
+
+def _damaged_cache(error: BaseException) -> str:
+    """Where an error that a library meets in a file of its cache comes from, and what to do; "" for any other error."""
+    kind = type(error).__name__
+    modules = {str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    of_rows = any(name.startswith("datasets.") for name in modules)
+    of_model = any(name.startswith("transformers.") for name in modules) and kind != "OSError"  # it has many meanings
+    if kind not in UNREADABLE or not (of_rows or of_model):
+        return ""
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets" if of_rows else "hub")
+    return f"a file below {_from_here(str(cache))} is damaged ({kind}); delete that folder, and it is downloaded again"
 
 
 def project_root() -> Path:

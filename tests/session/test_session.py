@@ -6,15 +6,17 @@ What it does happens to the environment and at import, so most tests begin in a 
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
-from ftlib.session.session import Session, project_root
+from ftlib.session.session import Session, explain, project_root
 
 RunPython = Callable[..., Any]
 
@@ -214,6 +216,21 @@ def test_the_project_is_here_or_above_and_ones_own(tmp_path: Path, monkeypatch: 
         project_root()
     monkeypatch.chdir(below.parent)
     assert project_root() == tmp_path / "project", "where one has gone oneself"
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    Dataset.from_dict({"text": ["é" * 5000]}).save_to_disk("rows")
+    (arrow,) = Path("rows").glob("*.arrow")
+    for damaged in (b"", arrow.read_bytes()[:5000]):
+        arrow.write_bytes(damaged)
+        with pytest.raises((OSError, ValueError)) as raised:
+            Dataset.from_file(str(arrow))
+        assert re.fullmatch(
+            r"a file below cache/datasets is damaged \(\w+\); delete that folder.*", explain(raised.value)
+        )
+    assert explain(ValueError("of one's own")) == ""
 
 
 def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(monkeypatch: pytest.MonkeyPatch) -> None:
