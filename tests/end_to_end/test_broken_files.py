@@ -5,13 +5,16 @@ What is not refused must come to the result of the undamaged run, or a report mu
 
 import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import pytest
 from end_to_end import test_bad_inputs
-from helpers import NOTEBOOKS, write_notebook
+from helpers import HANGING_S, NOTEBOOKS, ROOT, write_notebook
 from huggingface_hub import HfApi
 
 from ftlib.runner import execution, report
@@ -140,3 +143,27 @@ def test_thirty_damages_are_named_repaired_or_never_read(finished: FinishedRun) 
 @pytest.mark.slow
 def test_every_damage_is_named_repaired_or_never_read(finished: FinishedRun) -> None:
     break_and_check(finished, damaged(finished))
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_or_repaired(project: Path) -> None:
+    """What the real command and the real clients make of each file below huggingface/."""
+    shutil.copytree(ROOT / "notebooks", project / "notebooks", dirs_exist_ok=True)
+    command = [sys.executable, "-m", "ftlib.cli", "run", "02_explore_dataset"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run() -> str:
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=HANGING_S)
+        assert done.returncode == bool(done.stderr)
+        return done.stderr
+
+    assert run() == ""
+    cache = project / "outputs/tiny/huggingface"
+    shutil.copytree(cache, project / "whole", symlinks=True)
+    files = sorted(path for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+    for number, path in enumerate(each for each in files if each.stat().st_size):
+        path.write_bytes(list(DAMAGES.values())[number % 3](path.read_bytes()))
+        said = run()
+        assert said.count("\n") <= 1, (path, said)
+        shutil.rmtree(cache)
+        shutil.copytree(project / "whole", cache, symlinks=True)
