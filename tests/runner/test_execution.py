@@ -123,13 +123,15 @@ def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, m
             "error: standard output cannot be written (No space left on device)\n",
         ),
         ("{} report >&-", 0, ""),
+        ("PYTHONIOENCODING=ascii {} report --output-root größe", 0, "gr??e/tiny/report/index.html\n"),
     ],
 )
 def test_any_terminal_will_do(project: Path, redirected: str, code: int, told: str) -> None:
     """One that knows ASCII alone, a full one and a closed one; and papermill writes where it was told to."""
     write_notebook(project, "01_setup", "1")
     if "report" in redirected:
-        shutil.copytree(project / "notebooks", project / "outputs/tiny/notebooks")
+        root = "größe" if "größe" in redirected else "outputs"
+        shutil.copytree(project / "notebooks", project / root / "tiny/notebooks")
     line = redirected.format(f"{sys.executable} -m ftlib.cli")
     result = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=HANGING_S)
     assert result.returncode == code
