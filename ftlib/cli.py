@@ -1,8 +1,10 @@
 """The command line: `ftlib run`, `push`, `plan`, `doctor`, `bench`, `report` and `azure`."""
 
 import os
+import shutil
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,13 +15,15 @@ from rich.table import Table
 import ftlib
 from ftlib import profiles
 from ftlib.azureml.cli import app as azure
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, printable
 from ftlib.session import records
+from ftlib.session.processes import place
 from ftlib.session.redaction import redact
 from ftlib.session.session import explain, project_root
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(azure, name="azure")
+NARROWEST = 60  # columns in which a table can be read
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
 Nproc = Annotated[int | None, typer.Option(help="Processes that train together; by default one for each GPU.")]
 OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
@@ -37,7 +41,7 @@ def run(
     from ftlib.runner import execution, report
 
     # Of several ranks only the first prints; what goes wrong on another one is raised as an error.
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(quiet=place().rank > 0)
     output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
         written = f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: make lab"
@@ -124,12 +128,28 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
 
 def main() -> None:
     """Run the command line; a mistake, or a Hub that fails, ends in one line and exit code 1."""
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
+    if sys.stdout is None:  # closed, as by `>&-`: whoever wrote next would write into the file opened next
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know ASCII alone
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except Exception as error:
         line = str(error) if isinstance(error, FtlibError) else explain(error)
-        print(redact(f"error: {line}" if line else traceback.format_exc().rstrip()), file=sys.stderr)
+        print(redact(f"error: {printable(line)}" if line else traceback.format_exc().rstrip()), file=sys.stderr)
         sys.exit(1)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it ends
+        raise FtlibError(f"standard output cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

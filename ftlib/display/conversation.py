@@ -12,6 +12,7 @@ from itertools import groupby
 from IPython.display import HTML
 
 from ftlib.dataset.harmony import MARKERS, split_channels
+from ftlib.display import shown
 
 IGNORED = -100
 """The label that the loss skips: the model reads the token, but is not trained on it."""
@@ -38,6 +39,7 @@ _UNTRAINED = ("rgba(128,128,128,.25)", "rgba(128,128,128,.1)")
 _MARKER_RUN = re.compile(rf"(?P<marker>{html.escape(MARKERS)})(?P=marker)*")
 
 
+@shown
 def show_conversation(text: str) -> HTML:
     """Show a conversation, decoded with its special tokens, one block a message, coloured by role and channel."""
     blocks, legend = [], {}
@@ -58,6 +60,7 @@ def _faint(text: str) -> str:
     return _MARKER_RUN.sub(marker, html.escape(text))
 
 
+@shown
 def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
     """Show which tokens of a training example, given as texts, the loss sees: those with a label other than -100."""
     trained = [int(label) != IGNORED for label in labels]

@@ -5,6 +5,7 @@ white card with dark ink, whichever theme the page has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
+from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ftlib.display import shown
 from ftlib.errors import FtlibError
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart.
@@ -26,6 +29,16 @@ BEFORE, AFTER = "#AEB5BD", "#5B3A9B"
 _INK, _RULE = "#24292F", "#D0D7DE"
 _FILL = {BEFORE: "#EDEFF2", AFTER: "#E4DCF5"}
 _SMALL = 9.0
+_MOST = 12  # languages in a plot
+# Matplotlib's own, and those that cover other scripts on Linux, macOS and Windows.
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans Devanagari",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Nirmala UI",
+)
 # White around the line keeps it visible on a dark bar.
 _INTERVAL = {"ecolor": _INK, "path_effects": [withStroke(linewidth=3, foreground="white")]}
 
@@ -58,6 +71,7 @@ def notebook_map() -> Axes:
     return ax
 
 
+@shown
 def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
     """Draw h = W·x + (α/r)·B·A·x for a square weight W of `hidden` rows; A and B are drawn thicker than they are."""
     ax = _canvas(width=6.5, height=3.2)
@@ -77,6 +91,7 @@ def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
     return ax
 
 
+@shown
 def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     """Draw how many tokens the conversations have, and how many of these `max_length` keeps; the last bar is open."""
     ax = _axes()
@@ -98,19 +113,25 @@ def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     return ax
 
 
+@shown
 def tokens_per_character(frame: pd.DataFrame) -> Axes:
     """Draw each language's tokens per character of reasoning, in the median row, by the table of `token_lengths`."""
     frame = frame[frame["reasoning_characters"] > 0].replace({"language": {"": "not named"}})
     costs = (frame["reasoning_tokens"] / frame["reasoning_characters"]).groupby(frame["language"]).median()
-    names = _in_order(costs.index)
+    names = _most_frequent(frame["language"].value_counts())
     colours = [LANGUAGE_COLOURS.get(name, "#56B4E9") for name in names]
-    ax = _horizontal_bars(names, list(costs[names]), [f"{costs[name]:.2f}" for name in names], colours)
+    ax = _horizontal_bars(
+        names, list(costs[names]), [f"{costs[name]:.2f}" for name in names], colours, 1.5 + 0.3 * len(names)
+    )
     if not names:
         _write(ax, 0.5, 0.5, "no row has reasoning", transform=ax.transAxes)
-    ax.set(title="Does reasoning cost the same in every language?", xlabel="tokens per character of reasoning")
+    of_all = f" ({len(names)} of {len(costs)} languages)" if len(names) < len(costs) else ""
+    title = "Does reasoning cost the same in every language?"
+    ax.set(title=title, xlabel=f"tokens per character of reasoning{of_all}")
     return ax
 
 
+@shown
 def parameter_blocks(frame: pd.DataFrame) -> Axes:
     """Draw where the model's parameters are, by the table of `adapters.parameter_table`."""
     ordered = frame.sort_values("parameters", ascending=False)
@@ -121,6 +142,7 @@ def parameter_blocks(frame: pd.DataFrame) -> Axes:
     return ax
 
 
+@shown
 def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
     """Draw the bytes of the adapter's weights beside those of the base model, to scale."""
     # On a logarithmic scale, a thousandth would look like three quarters. The truth is a bar too thin to see.
@@ -132,6 +154,7 @@ def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
     return ax
 
 
+@shown
 def memory(items: Mapping[str, float], capacity: float) -> Axes:
     """Draw what takes memory, in bytes, from left to right, and the capacity."""
     sizes = list(items.values())
@@ -145,6 +168,7 @@ def memory(items: Mapping[str, float], capacity: float) -> Axes:
     return ax
 
 
+@shown
 def training_curves(log_history: Sequence[Mapping[str, Any]]) -> list[Axes]:
     """Draw loss, token accuracy and learning rate by step, on three axes, from `trainer.state.log_history`."""
     steps = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["step", *_CURVES])
@@ -161,6 +185,7 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> list[Axes]:
     return list(panels)
 
 
+@shown
 def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     """Draw how often the reasoning uses the language asked for, before and after training, with 95% intervals.
 
@@ -170,7 +195,11 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     names, *others = (_in_order(table.index) for table in tables)
     if others and others[0] != names:
         raise FtlibError(f"found {others[0]} in `after` and {names} in `before`; measure the same languages")
-    ax = _axes(width=max(6.2, 1.1 * len(names)))
+    asked = tables[0]["questions"]
+    names = _most_frequent(asked)
+    ax = _axes(width=max(6.2, 1.24 * len(names)))
+    if len(names) < len(asked):
+        ax.set_xlabel(f"the {len(names)} of {len(asked)} languages with the most questions")
     if not names:
         _write(ax, 0.5, 0.5, "no reasoning language was measured", transform=ax.transAxes)
     width = 0.8 / len(tables)
@@ -182,8 +211,7 @@ def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
         _label_bars(ax, bars, [f"{share:.0f}%" for share in agreed])
     if names and others:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
-    counts = tables[0].loc[names, "questions"]
-    ax.set_xticks(range(len(names)), [f"{name}\nn = {count:.0f}" for name, count in zip(names, counts, strict=True)])
+    ax.set_xticks(range(len(names)), [f"{_label(name, 11)}\nn = {asked[name]:.0f}" for name in names], family=_fonts())
     ax.set(ylim=(0, 112), yticks=range(0, 101, 25))  # room above 100% for the labels of full bars
     ax.yaxis.set_major_formatter(PercentFormatter(100))
     ax.axhline(100, color=_RULE, linewidth=1, zorder=0)
@@ -215,7 +243,9 @@ def _horizontal_bars(
 ) -> Axes:
     """Draw labelled bars, the first on top; `units` are those of the values."""
     ax = _axes(height)
-    _label_bars(ax, ax.barh(names, values, color=colours, height=0.7, left=starts), labels)
+    places = range(len(names))
+    _label_bars(ax, ax.barh(places, values, color=colours, height=0.7, left=starts), labels)
+    ax.set_yticks(places, [_label(name, 20) for name in names], family=_fonts())
     ax.invert_yaxis()
     ax.margins(x=0.3)  # room for the labels
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -256,6 +286,25 @@ def _in_order(languages: Iterable[str]) -> list[str]:
     """The walkthrough's languages first, in their usual order, then the others by name."""
     known = list(LANGUAGE_COLOURS)
     return sorted(languages, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _most_frequent(counts: "pd.Series[int]") -> list[str]:
+    """The names with the highest counts, as many as one plot can show, in their usual order."""
+    return _in_order(counts.nlargest(_MOST).index)
+
+
+def _label(name: str, longest: int) -> str:
+    """A name from the data as it can be drawn: short, without mathematics, and an escape for what no font has."""
+    drawn = {code for family in _fonts() for code in get_font(findfont(family)).get_charmap()}
+    escaped = "".join(char if ord(char) in drawn else char.encode("unicode_escape").decode() for char in name)
+    short = escaped if len(escaped) <= longest else f"{escaped[: longest - 1]}…"
+    return short.replace("$", r"\$")
+
+
+@cache
+def _fonts() -> list[str]:
+    """Matplotlib's own font, and those for other scripts that this machine has."""
+    return [name for name in _FONTS if name in get_font_names()]
 
 
 def _amount(number: float, units: Sequence[tuple[float, str]]) -> str:

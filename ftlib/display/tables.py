@@ -5,9 +5,12 @@ import re
 import pandas as pd
 from IPython.display import HTML
 
+from ftlib.display import shown
+
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word"
 
 
+@shown
 def readable(table: pd.DataFrame) -> HTML:
     """Show a table of texts whole, wrapped and aligned left."""
     with pd.option_context("display.max_colwidth", None):

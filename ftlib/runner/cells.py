@@ -4,6 +4,7 @@ A benchmark or a test that needs a model or a trainer gets exactly what the note
 """
 
 import ast
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -12,12 +13,28 @@ from typing import Any
 from ftlib.errors import FtlibError
 
 
+def load(notebook: Path) -> dict[str, Any]:
+    """A notebook as its JSON says, of format 4; FtlibError names one that is missing, damaged or of another format."""
+    from nbformat.validator import isvalid
+
+    shown = f"{notebook.parent.name}/{notebook.name}"
+    if not notebook.is_file():
+        raise FtlibError(f"found no {shown}; run this in the project's folder")
+    data = notebook.read_bytes()
+    content: Any = None
+    with contextlib.suppress(ValueError):
+        content = json.loads(data.decode("utf-8"))
+    version = content.get("nbformat") if isinstance(content, dict) else None
+    if version == 4 and isvalid(content):  # type: ignore[no-untyped-call]
+        return dict(content)
+    found = "the marks of a merge conflict" if b"\n<<<<<<< " in data else "no whole notebook"
+    found = f"format {version}" if version not in (None, 4) else found
+    raise FtlibError(f"{shown}: found {found}, expected one of format 4; restore the file, or write it again")
+
+
 def read(notebook: Path) -> list[str]:
     """The source of a notebook's code cells, in order."""
-    if not notebook.is_file():
-        raise FtlibError(f"found no notebooks/{notebook.name}; run this in the project's folder")
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in load(notebook)["cells"] if cell["cell_type"] == "code"]
 
 
 def leading_to(variable: str, notebook: Path, given: Collection[str]) -> list[str]:

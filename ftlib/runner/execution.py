@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import itertools
-import json
 import logging
 import os
 import time
@@ -17,10 +16,11 @@ from ftlib import profiles
 from ftlib.dataset import prepare
 from ftlib.errors import FtlibError
 from ftlib.machine import doctor
-from ftlib.runner import ranks
+from ftlib.runner import cells, ranks
 from ftlib.runner.ranks import TRAINING
+from ftlib.session.processes import place
 from ftlib.session.redaction import redact
-from ftlib.session.session import project_root
+from ftlib.session.session import open_output_dir, project_root
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_push_and_infer")
 WITH_MODEL = ("03_load_model", TRAINING, "05_push_and_infer")
@@ -29,6 +29,7 @@ LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
 # What to do about an error of torch's.
 ADVICE = {
     "FailOnRecompileLimitHit": 'flex attention met too many shapes; set model.attn_implementation = "eager"',
+    "CellExecutionError": "the kernel could not say why; is there too little memory?",  # as papermill calls it
     "OutOfMemoryError": "lower train.per_device_train_batch_size in your profile, or the batch sizes in [measure]",
 }
 
@@ -49,6 +50,8 @@ def run(
     names = [_name(notebook) for notebook in notebooks] or list(NOTEBOOKS)
     ranks.check(names, processes)
     loaded = profiles.load(profile)
+    for name in names:
+        cells.load(_source(name))
     if not set(names).isdisjoint(WITH_MODEL):
         doctor.check_compute(loaded)
     processes = processes or ranks.default_processes(names, loaded, console)
@@ -57,6 +60,7 @@ def run(
     output_dir = project_root() / output_root / loaded.name
     if TRAINING in names:
         ranks.check_share(loaded, processes)
+    open_output_dir(output_dir, output_root)
     doctor.check_disk(loaded, output_dir)
     prepare.source(loaded.data)  # an unreadable data file is refused now and not in notebook 02
     if profile.endswith(".toml"):
@@ -78,7 +82,7 @@ def _unfinished_root(output_root: str, run_name: str, console: Console) -> str:
     free = next(root for root in roots if not (project_root() / root / run_name / "records" / LAST_RECORD).is_file())
     if free != output_root:
         text = f"{output_root}/{run_name} holds a finished run, which stays: this one goes to {free}/{run_name}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     return free
 
 
@@ -100,13 +104,16 @@ def _name(notebook: str) -> str:
 @contextlib.contextmanager
 def _progress(name: str, console: Console) -> Iterator[None]:
     """Show on a terminal that something runs, and print one line at the end."""
-    started, mark = time.monotonic(), "✗"
+    started, failed = time.monotonic(), True
     try:
         with console.status(name):
             yield
-        mark = "✓"
+        failed = False
+    except KeyboardInterrupt:
+        raise FtlibError(f"{name} was stopped by hand; {ranks.GO_ON}") from None
     finally:
-        console.print(f"{name:<20}{mark} {time.monotonic() - started:4.0f} s", highlight=False)
+        mark = ("✓✗" if console.encoding.startswith("utf") else "+x")[failed]
+        console.print(f"{name:<20}{mark} {time.monotonic() - started:4.0f} s", highlight=False, soft_wrap=True)
 
 
 def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
@@ -118,26 +125,35 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the error says what it logs of a failure
-    root, rank = project_root(), int(os.environ.get("RANK", 0))
-    source = root / "notebooks" / f"{name}.ipynb"
-    if not source.is_file():
-        raise FtlibError(f"found no notebooks/{name}.ipynb; run this in the project's folder")
+    root, rank = project_root(), place().rank
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{name}{f'.rank{rank}' if rank else ''}{UNFINISHED}"
     _keep_no_secrets()
     try:
         # papermill writes both paths into the notebook, so both are relative to the project's folder.
         with contextlib.chdir(root):
-            papermill.execute_notebook(shown(source), shown(kept), parameters, progress_bar=False, **_kernel())
+            source, target = (_for_papermill(shown(path)) for path in (_source(name), kept))
+            papermill.execute_notebook(source, target, parameters, progress_bar=False, **_kernel())
     except PapermillExecutionError as error:
         cause = ranks.explain_lost(_cause(error.ename, error.evalue))
         raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     except RuntimeError as error:  # from nbclient: the kernel died or did not start
-        raise FtlibError(f"{_place(name, kept)}: {error} (out of memory?); see {shown(kept)}") from None
+        cause = f"{error} (out of memory, or of open files?)"
+        raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     if rank:
         kept.unlink()
     else:
         kept.replace(folder / f"{name}.ipynb")
+
+
+def _source(name: str) -> Path:
+    return project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _for_papermill(path: str) -> str:
+    """A path that papermill takes for one: it fills in what stands in braces, and writes to the terminal for "-"."""
+    escaped = path.replace("{", "{{").replace("}", "}}")
+    return f"./{escaped}" if path.startswith("-") else escaped
 
 
 def _keep_no_secrets() -> None:
@@ -163,8 +179,11 @@ def _kernel() -> dict[str, Any]:
 
 def _place(name: str, kept: Path) -> str:
     """The cell that started last: its number, as Jupyter shows it, and its first line of code."""
-    cells = json.loads(kept.read_text(encoding="utf-8"))["cells"]
-    started = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
+    try:
+        content = cells.load(kept)
+    except FtlibError:  # the disk may be full
+        return name
+    started = [cell for cell in content["cells"] if cell["metadata"].get("papermill", {}).get("start_time")]
     sources = ["".join(cell["source"]) for cell in started if cell["cell_type"] == "code"]
     executed = [source for source in sources if source.strip()]
     if not executed:
@@ -175,8 +194,8 @@ def _place(name: str, kept: Path) -> str:
 
 
 def _cause(name: str, message: str) -> str:
-    lines = message.strip().splitlines()
-    if name == FtlibError.__name__ or not lines:
-        return lines[0] if lines else name
+    lines = message.strip().splitlines() or [""]
+    if name == FtlibError.__name__:
+        return lines[0]
     advice = f"; {ADVICE[name]}" if name in ADVICE else ""
     return f"{name}: {lines[-1]}{advice}"

@@ -22,6 +22,7 @@ from ftlib.errors import FtlibError
 from ftlib.machine import planner
 from ftlib.profiles import Profile
 from ftlib.session import device
+from ftlib.session.processes import place
 from ftlib.session.session import project_root
 
 if TYPE_CHECKING:
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 
 TRAINING = "04_train_lora"
 LAST_WORDS_S = 5.0  # for a lost rank to report its own error, which comes within a second or two
-_GO_ON = "run it again to go on from the last checkpoint"
+GO_ON = "run it again to go on from the last checkpoint"
 # How gloo, NCCL and torch's store say that another rank is gone.
 _LOST_RANK = re.compile(r"RuntimeError: .*gloo|Dist(Backend|Network|Store)Error: ")
 
 
 def join() -> None:
     """In one of several ranks: take a fair share of the machine's cores, and end when torchrun ends."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if on_this_machine > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # other launchers need not outlive their ranks
+    on_this_machine = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if on_this_machine.isdecimal() and int(on_this_machine) > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(on_this_machine))))
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.name == "posix":  # other launchers need not outlive their ranks
         from ipykernel.parentpoller import ParentPollerUnix
 
         ParentPollerUnix(os.getppid()).start()  # type: ignore[no-untyped-call]
@@ -49,7 +50,7 @@ def check(names: list[str], processes: int | None) -> None:
     """Refuse an `--nproc`, or ranks that have been started, where these notebooks can make nothing of them."""
     if processes is not None and (processes < 1 or (processes > 1 and TRAINING not in names)):
         raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = place().world_size
     if ranks > 1 and ((processes or 1) > 1 or set(names) != {TRAINING}):
         raise FtlibError(
             f"found {ranks} processes started together (WORLD_SIZE); expected them to run {TRAINING} alone, without "
@@ -59,7 +60,7 @@ def check(names: list[str], processes: int | None) -> None:
 
 def default_processes(names: list[str], profile: Profile, console: Console) -> int:
     """One process for each GPU that can share the work; one on a CPU, or where the ranks have been started."""
-    if TRAINING not in names or profile.train.use_cpu or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if TRAINING not in names or profile.train.use_cpu or place().world_size > 1:
         return 1
     gpus = device.gpus()
     found = planner.processes(profile, gpus)
@@ -70,9 +71,10 @@ def default_processes(names: list[str], profile: Profile, console: Console) -> i
 
 def check_share(profile: Profile, processes: int) -> None:
     """Refuse a number of ranks that cannot share an update evenly or have no GPU each."""
-    together = max(processes, int(os.environ.get("WORLD_SIZE", 1)))
+    started = place()
+    together = max(processes, started.world_size)
     profile.accumulation_steps(together)
-    here = max(processes, int(os.environ.get("LOCAL_RANK", 0)) + 1)
+    here = max(processes, started.local_rank + 1)
     if together > 1 and not profile.train.use_cpu and here > (found := device.gpus()):
         raise FtlibError(f"found {found} GPUs for {here} processes here, expected one for each; start fewer processes")
 
@@ -85,7 +87,7 @@ def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
 
     log = logging.getLogger("torch.distributed.elastic")
     log.propagate, log.handlers = False, [logging.NullHandler()]  # the error says what it logs of a failure
-    options = ["--profile", parameters["profile"], "--output-root", parameters["output_root"]]
+    options = [f"--profile={parameters['profile']}", f"--output-root={parameters['output_root']}"]
     command = ["-m", "ftlib.cli", "run", TRAINING, *options, "--resume" if resume else "--no-resume"]
     with tempfile.TemporaryDirectory() as printed, contextlib.chdir(project_root()):
         config = LaunchConfig(
@@ -105,7 +107,7 @@ def launch(parameters: dict[str, str], processes: int, resume: bool) -> None:
         except ChildFailedError as error:
             raise FtlibError(_first_failure(error, Path(printed))) from None
         except SignalException as error:
-            raise FtlibError(f"stopped by {error.sigval.name}; {_GO_ON}") from None
+            raise FtlibError(f"stopped by {error.sigval.name}; {GO_ON}") from None
 
 
 def _first_failure(error: "ChildFailedError", printed: Path) -> str:
@@ -113,7 +115,7 @@ def _first_failure(error: "ChildFailedError", printed: Path) -> str:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         ended_by = signal.Signals(-failure.exitcode).name
-        return f"rank {rank} was ended by {ended_by} (out of memory?); {_GO_ON}"
+        return f"rank {rank} was ended by {ended_by} (out of memory?); {GO_ON}"
     stderr = next(printed.glob(f"*/*/{failure.local_rank}/stderr.log")).read_text(encoding="utf-8", errors="replace")
     said = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
     return said[0] if said else f"rank {rank} ended with exit code {failure.exitcode}: … {stderr[-300:].strip()}"

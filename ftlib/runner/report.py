@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlib.errors import FtlibError
+from ftlib.runner import cells
 from ftlib.runner.execution import NOTEBOOKS, UNFINISHED
 from ftlib.session import records
 
@@ -58,7 +59,10 @@ class Plot(NamedTuple):
 
 def summary(output_dir: Path) -> str:
     """The result of a complete run, in one line."""
-    record = records.read(output_dir / "records", AFTER)
+    return _result(records.read(output_dir / "records", AFTER))
+
+
+def _result(record: dict[str, Any]) -> str:
     before, after = record["before"], record["after"]
     questions = f"on {after['questions']} held-out questions"
     if after["agreement"] is None:  # no row asks for a language
@@ -71,6 +75,7 @@ def write(output_dir: Path) -> Path:
     """Write `report/index.html` and a page for each executed notebook; all are self-contained and need no network."""
     import nbformat
 
+    left_out: list[str] = []
     paths = [output_dir / "notebooks" / f"{name}{ending}" for name in NOTEBOOKS for ending in (UNFINISHED, ".ipynb")]
     executed = {path.name.split(".")[0]: path for path in paths if path.is_file()}  # of two, the finished one
     if not executed:
@@ -80,13 +85,18 @@ def write(output_dir: Path) -> Path:
     plots: list[Plot] = []
     links: list[str] = []
     for name, path in executed.items():
+        try:
+            cells.load(path)
+        except FtlibError as error:
+            left_out.append(str(error))
+            continue
         notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
         plots += _plots(name, notebook)
         links.append(_link(name, notebook))
         (folder / f"{name}.html").write_text(_page(notebook, name), encoding="utf-8")
     made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed.values()), UTC)
     index = folder / "index.html"
-    index.write_text("\n".join(_index(output_dir, made, links, plots)), encoding="utf-8")
+    index.write_text("\n".join(_index(output_dir, made, links, plots, left_out)), encoding="utf-8")
     return index
 
 
@@ -103,19 +113,20 @@ def _page(notebook: Any, title: str) -> str:
     return str(page)
 
 
-def _title(notebook: Any) -> str:
-    return str(notebook.cells[0].source.splitlines()[0].lstrip("# "))
+def _title(notebook: Any, name: str) -> str:
+    first = notebook.cells[0].source.splitlines() if notebook.cells else []
+    return str(first[0].lstrip("# ")) if first else name
 
 
 def _link(name: str, notebook: Any) -> str:
     run = notebook.metadata.get("papermill", {})
     took = f"{run['duration']:.0f} s" if run.get("duration") else ""
     note = f"{took}, stopped by an error" if run.get("exception") else took
-    return f'<li><a href="{name}.html">{escape(_title(notebook))}</a> <span class="quiet">{note}</span></li>'
+    return f'<li><a href="{name}.html">{escape(_title(notebook, name))}</a> <span class="quiet">{note}</span></li>'
 
 
 def _plots(name: str, notebook: Any) -> Iterator[Plot]:
-    heading = _title(notebook)
+    heading = _title(notebook, name)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
@@ -133,15 +144,15 @@ def _figure(plot: Plot) -> str:
     )
 
 
-def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]) -> Iterator[str]:
-    left = {path.stem for path in (output_dir / "records").glob("*.json")}
-    found = {name: records.read(output_dir / "records", name) if name in left else {} for name in NOTEBOOKS}
+def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot], left_out: list[str]) -> Iterator[str]:
+    found = {name: _record(output_dir, name, left_out) for name in NOTEBOOKS}
     title = f"Fine-tuning report: {escape(output_dir.name)}"
     result = [plot for plot in plots if plot.notebook == AFTER]
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
-    yield f'<p class="result">{escape(summary(output_dir)) if found[AFTER] else "This run is not finished."}</p>'
+    yield f'<p class="result">{escape(_result(found[AFTER])) if found[AFTER] else "This run is not finished."}</p>'
+    yield from (f"<p>Left out: {escape(why)}</p>" for why in left_out)
     yield from map(_figure, result)
     yield from _reply(found[AFTER].get("examples", []))
     yield "<h2>Results</h2><table><tr><th></th><th>before training</th><th>after</th></tr>"
@@ -156,6 +167,18 @@ def _index(output_dir: Path, made: datetime, links: list[str], plots: list[Plot]
     yield "</ol><h2>Plots</h2>"
     yield from (_figure(plot) for plot in plots if plot not in result)
     yield f'<p class="quiet">Run on {made:%d %B %Y, %H:%M UTC}</p></body></html>'
+
+
+def _record(output_dir: Path, name: str, left_out: list[str]) -> dict[str, Any]:
+    """A notebook's record, empty where it has left none; one that cannot be read is added to `left_out`."""
+    folder = output_dir / "records"
+    if not (folder / f"{name}.json").is_file():
+        return {}
+    try:
+        return records.read(folder, name)
+    except FtlibError as error:
+        left_out.append(str(error))
+        return {}
 
 
 def _reply(examples: list[dict[str, Any]]) -> Iterator[str]:

@@ -4,13 +4,14 @@ import gc
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from ftlib.errors import FtlibError
 
@@ -113,7 +114,7 @@ def memory_bytes(use_cpu: bool = False) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)
 
 
 def peak_memory_bytes() -> int:
@@ -121,7 +122,12 @@ def peak_memory_bytes() -> int:
     import torch
 
     on_gpu = torch.cuda.max_memory_reserved() if gpus() else 0
-    return on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_gpu or sys.platform == "win32":
+        return int(on_gpu or psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of macOS and of Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_above(work: Callable[[], object], use_cpu: bool = False) -> int:

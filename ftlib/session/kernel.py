@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, printable
 from ftlib.session.redaction import redact
 
 
@@ -22,6 +22,7 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
             line = "stopped by hand; a training goes on from its last checkpoint when it is run again"
         elif line := str(error) if isinstance(error, FtlibError) else explain(error):
             kind = FtlibError
+        line = printable(line)
         lines = [f"{kind.__name__}: {line}"]
         if not line:
             lines = shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)

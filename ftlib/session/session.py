@@ -1,10 +1,13 @@
 """`start(profile)`, the first call of every notebook: Hugging Face's libraries read what it sets at import."""
 
+import errno
 import importlib.util
 import logging
 import os
 import shlex
 import sys
+import tempfile
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +17,21 @@ from ftlib import profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
 from ftlib.session import device, kernel, manifest, parameters, records, redaction
+from ftlib.session.processes import place
 
 OUTPUT_ROOT = "outputs"
+MARKER = Path("notebooks/01_setup.ipynb")  # only this project has it
+# What to do about an error of the operating system.
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk, or name another output_root"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another output_root"),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), "move what is there out of the way"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files, as with `ulimit -n 4096`"),
+    **dict.fromkeys((errno.EADDRINUSE, errno.EADDRNOTAVAIL), "free a port on this machine (127.0.0.1)"),
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.ENOMEM: "close other programs, or raise the limit on memory",
+}
+UNREADABLE = ("ArrowInvalid", "JSONDecodeError", "OSError", "SafetensorError", "UnicodeDecodeError")
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
 
 
@@ -140,31 +156,77 @@ def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session
 
 
 def _begin(profile: Profile, asked_for: str, root: Path, output_root: str, output_dir: Path) -> Session:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = f"output_root = {output_root!r}: no folder can be made there ({error.strerror})"
-        raise FtlibError(f"{found}; name another place") from None
-    rank, local_rank, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    choose = device.use_one_gpu if world <= 1 else device.visible_gpus  # of several ranks each has its own
+    process = place()
+    open_output_dir(output_dir, output_root)
+    choose = device.use_one_gpu if process.world_size == 1 else device.visible_gpus  # of several ranks each has its own
     gpus = 0 if profile.train.use_cpu else len(choose())
     url, servers = _connect(profile, output_dir)
     _prepare_libraries(profile, output_dir)
-    return Session(profile, asked_for, root, output_root, output_dir, url, rank, local_rank, world or 1, gpus, servers)
+    return Session(profile, asked_for, root, output_root, output_dir, url, *process, gpus, servers)
+
+
+def open_output_dir(output_dir: Path, output_root: str) -> None:
+    """Make a run's folder, and make sure that files can be written there; an FtlibError if not."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        found = f"output_root = {output_root!r}: nothing can be written there ({error.strerror})"
+        raise FtlibError(f"{found}; name another place, or change its permissions") from None
 
 
 def explain(error: BaseException) -> str:
-    """Explain an error of the Hub in one line, with the command that pushes a finished adapter; "" for other errors."""
+    """Explain an error of the Hub or of the machine in one line, with what to do; "" for other errors."""
     from ftlib.session import hub_client
 
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in ADVICE:
+        named = getattr(error, "filename", None)
+        where = f" ({_from_here(named)})" if isinstance(named, str) else ""
+        return f"{os.strerror(number)}{where}; {ADVICE[number]}"
     saved = _current is not None and manifest.is_complete(_current.adapter_dir)
-    return hub_client.explain(error, _current.command("push") if _current and saved else "")
+    of_the_hub = hub_client.explain(error, _current.command("push") if _current and saved else "")
+    return of_the_hub or _damaged_cache(error)
+
+
+def _from_here(path: str) -> str:
+    below = os.path.relpath(path, project_root())
+    return path if below.startswith("..") else below
+
+
+def _damaged_cache(error: BaseException) -> str:
+    """Where an error that a library meets in a file of its cache comes from, and what to do; "" for any other error."""
+    kind = type(error).__name__
+    modules = {str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    of_rows = any(name.startswith("datasets.") for name in modules)
+    of_model = any(name.startswith("transformers.") for name in modules) and kind != "OSError"  # it has many meanings
+    if kind not in UNREADABLE or not (of_rows or of_model):
+        return ""
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets" if of_rows else "hub")
+    return f"a file below {_from_here(str(cache))} is damaged ({kind}); delete that folder, and it is downloaded again"
 
 
 def project_root() -> Path:
-    """The nearest folder upwards that holds `notebooks/`, which is where Jupyter runs; else the working folder."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
+    """The folder that holds `notebooks/`: the working folder, its parent if Jupyter runs in `notebooks/`, or one above.
+
+    One above must hold this project's notebooks, and they must be the person's own or root's: they will be executed.
+    Without one, it is the working folder.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise FtlibError("the working folder no longer exists; change to the project's folder") from None
+    if (here / "notebooks").is_dir():
+        return here
+    if here.name == "notebooks":
+        return here.parent
+    root = next((folder for folder in here.parents if (folder / MARKER).is_file()), here)
+    mine = {0, getattr(os, "geteuid", int)()}  # Windows has no such numbers, and says 0
+    owners = {path.lstat().st_uid for path in (root, (root / MARKER).parent, root / MARKER)} if root != here else set()
+    if not owners <= mine:
+        found = f"found notebooks of another user in {os.path.relpath(root)}, expected your own"
+        raise FtlibError(f"{found}; change to that folder first if you want to run them")
+    return root
 
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
@@ -216,3 +278,5 @@ def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
         warnings.filterwarnings("ignore", message=message)
     # On a CPU it warns that it will dequantise, which `Mxfp4Config(dequantize=True)` asks for.
     logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)
+    # The first time on a machine, it announces in red that it looks for fonts.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)

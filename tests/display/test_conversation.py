@@ -5,9 +5,11 @@ import re
 from itertools import pairwise
 
 import pandas as pd
+import pytest
 
 from ftlib.display.conversation import show_conversation, show_trained_tokens
 from ftlib.display.tables import readable
+from ftlib.errors import FtlibError
 
 CONVERSATION = (
     "<|start|>system<|message|>You are.<|end|><|start|>user<|message|>Is <b> & \n\nit Canberra?<|end|>"
@@ -30,6 +32,13 @@ def test_a_conversation_is_shown_whole_and_escaped_one_colour_a_channel() -> Non
     blocks = re.findall(r'<div style="[^"]*background-color:(rgba[^"]+)">', markup)
     assert blocks == [colour for colour, _ in legend]
     assert len(set(blocks)) == 4
+
+
+def test_messages_instead_of_their_text_are_refused_in_one_line() -> None:
+    with pytest.raises(FtlibError, match=r"^show_conversation cannot use .*; expected show_conversation\(text: str\)"):
+        show_conversation([{"role": "user", "content": "Hi"}])  # type: ignore[arg-type]
+    with pytest.raises(FtlibError, match=r"^show_trained_tokens cannot use .*longer.*; expected show_trained_tokens\("):
+        show_trained_tokens(["a"], [1, 2])
 
 
 def test_padding_is_counted_not_repeated() -> None:

@@ -1,7 +1,7 @@
 """What each plot draws, read back from its axes."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +36,12 @@ COSTS = pd.DataFrame(
     columns=["language", "reasoning_tokens", "reasoning_characters"],
 )
 BLOCKS = pd.DataFrame({"block": ["router", "experts", "attention"], "parameters": [2e6, 19e9, 998e6]})
+
+
+def costs(names: Iterable[str]) -> pd.DataFrame:
+    return pd.DataFrame([(name, 40, 100) for name in names], columns=COSTS.columns)
+
+
 LOG: list[dict[str, Any]] = [
     {"step": 1, "loss": 2.0, "mean_token_accuracy": 0.5, "learning_rate": 1e-4},
     {"step": 2, "loss": 1.5, "learning_rate": 2e-4},
@@ -43,6 +49,7 @@ LOG: list[dict[str, Any]] = [
     {"step": 3, "train_loss": 1.6, "train_runtime": 9.0},
 ]
 MEMORY = {"base weights": 40e9, "adapter": 1e9, "activations": 15e9}
+ODD = ["US$ $x_", r"\frac{1}$", "日本語", "العربية", "a" * 300, "a" * 299, "x\ny\tz", "<b>"]
 EVERY_PLOT: dict[str, Callable[[], Axes]] = {
     "notebook_map": plots.notebook_map,
     "lora_diagram": lambda: plots.lora_diagram(8, 16, 2880),
@@ -51,6 +58,10 @@ EVERY_PLOT: dict[str, Callable[[], Axes]] = {
     "parameter_blocks": lambda: plots.parameter_blocks(BLOCKS),
     "agreement": lambda: plots.agreement(BEFORE, AFTER),
     "agreement of many": lambda: plots.agreement(shares({f"Language {letter}": 20 for letter in "ABCDEFGHIJKL"})),
+    "agreement of odd names": lambda: plots.agreement(shares(dict.fromkeys(ODD, 20))),
+    "agreement of sixty": lambda: plots.agreement(shares({f"L{number}": 20 for number in range(60)})),
+    "costs of odd names": lambda: plots.tokens_per_character(costs(ODD)),
+    "costs of sixty": lambda: plots.tokens_per_character(costs(f"L{number}" for number in range(60))),
     "agreement of none": lambda: plots.agreement(pd.DataFrame([])),
     "adapter_size": lambda: plots.adapter_size(13_800_000_000, 60_000_000),
     "memory": lambda: plots.memory(MEMORY, 80e9),
@@ -84,6 +95,7 @@ def tick_labels(ax: Axes, axis: str) -> list[str]:
     return [label.get_text() for label in getattr(ax, f"get_{axis}ticklabels")()]
 
 
+@pytest.mark.filterwarnings("error")  # as for a glyph that no font has
 @pytest.mark.parametrize("name", EVERY_PLOT)
 def test_no_text_is_cut_off_overlaps_or_is_too_small(name: str) -> None:
     ax = EVERY_PLOT[name]()
@@ -194,3 +206,35 @@ def test_memory_adds_up_beside_the_capacity() -> None:
     assert widths(ax) == [40e9, 1e9, 15e9]
     assert [line.get_xdata()[0] for line in ax.lines] == [50e9]
     assert ax.get_title() == "Will it fit? 56 GB of 50 GB at its most"
+
+
+@pytest.mark.parametrize("draw", ["agreement", "costs"])
+def test_any_name_is_drawn_whole_or_shortened_and_never_as_a_formula(draw: str) -> None:
+    ax = EVERY_PLOT[f"{draw} of odd names"]()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    labels = ax.get_xticklabels() if draw == "agreement" else ax.get_yticklabels()
+    assert len(labels) == len(ODD), "also where two are cut to the same"
+    names = [label.get_text().split("\nn =")[0] for label in labels]
+    assert {r"US\$ \$x_", r"x\ny\tz", "<b>", "العربية"} < set(names)
+    assert not [label for label in labels if label._preprocess_math(label.get_text())[1] is True]  # type: ignore[attr-defined]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: (box.x0, box.y0))
+    assert not any(one.overlaps(two) for one, two in pairwise(boxes))
+    assert figure.bbox.padded(1).containsx(boxes[0].x0), "nothing is cut off"
+
+
+def test_of_sixty_languages_the_twelve_most_asked_are_drawn() -> None:
+    table = shares({f"L{number}": 20 for number in range(60)})
+    table["questions"] = range(60)
+    ax = plots.agreement(table, table)
+    assert tick_labels(ax, "x") == [f"L{number}\nn = {number}" for number in range(48, 60)]
+    assert ax.get_xlabel() == "the 12 of 60 languages with the most questions"
+    assert "12 of 60 languages" in EVERY_PLOT["costs of sixty"]().get_xlabel()
+
+
+def test_a_wrong_argument_is_told_in_one_line() -> None:
+    with pytest.raises(
+        FtlibError, match=r"^agreement cannot use what it was given \(.*\); expected agreement\(before: pa"
+    ):
+        plots.agreement([1])  # type: ignore[arg-type]

@@ -4,7 +4,10 @@ The command line runs in this process, and so do the cells of the real notebooks
 found: before any model is loaded.
 """
 
+import builtins
+import errno
 import json
+import os
 import shutil
 import sys
 from itertools import chain, repeat
@@ -24,10 +27,11 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ftlib import cli, profiles
 from ftlib.model import checkpoints, publish
-from ftlib.runner import execution
+from ftlib.runner import execution, report
 from ftlib.session import hub_client, kernel, manifest, session
 
 TOKEN = "hf_neverShownNeverShownNeverShown"
+EMPTY = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 REQUEST = httpx2.Request("GET", "https://hub/api")
 
 
@@ -39,7 +43,7 @@ class World:
     """A project with a finished run, a Hub that takes everything, room on the disk, and what a case makes of these."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, notebooks: Any) -> None:
-        self.output, self._patch, self._notebooks = root / "outputs/mine", monkeypatch, notebooks
+        self.root, self.output, self._patch, self._notebooks = root, root / "outputs/mine", monkeypatch, notebooks
         # How far each notebook comes: to the variables that its checks stand before.
         self.reach = {"02_explore_dataset": ["rows", "held_out"], "04_train_lora": ["repo"]}
         self.given = ""
@@ -47,12 +51,13 @@ class World:
         for folder in ("notebooks", "records", "adapter"):
             (self.output / folder).mkdir(parents=True)
         for name in NOTEBOOKS:
-            (self.output / "notebooks" / f"{name}.ipynb").write_text(f"finished {name}")
+            for folder in (root, self.output):
+                (folder / "notebooks" / f"{name}.ipynb").write_text(EMPTY)
             (self.output / "records" / f"{name}.json").write_text('{"base_bytes": 1}')
         self._seal("adapter", [name for name in publish.ADAPTER_FILES if name != manifest.NAME])
         self.role("write")
         self.free_bytes(10**12)
-        monkeypatch.setattr(execution, "_execute", self._execute)
+        monkeypatch.setattr(execution, "_execute", lambda name, parameters, folder: self.execute(name, parameters))
 
     def _seal(self, folder: str, names: list[str]) -> None:
         for name in names:
@@ -69,15 +74,45 @@ class World:
             cli.main()
         return ended.value.code
 
-    def _execute(self, name: str, parameters: dict[str, Any], folder: Path) -> None:
-        """Execute a notebook's cells here; `given` is what papermill would inject."""
+    def execute(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Execute a notebook's cells here; `given` is what papermill would inject. Returns what it came to."""
         cells = ["", self._notebooks.cells(name)[0], f"# Parameters\n{self.given}\n"]
         self._patch.setattr(kernel, "executed_cells", lambda: cells)
         current = session.start(parameters["profile"], parameters["output_root"])
         namespace = {"session": current, "profile": current.profile, "resume": parameters.get("resume")}
+        if "baseline" in self.reach[name]:  # whose cell calls `start` itself
+            namespace |= parameters
         namespace |= {"checkpoints": checkpoints, "train_dataset": rows()}
-        for variable in self.reach[name]:
-            self._notebooks.run(name, variable, namespace)
+        return {variable: self._notebooks.run(name, variable, namespace) for variable in self.reach[name]}
+
+    def environment(self, given: str) -> None:
+        for variable in given.split(", "):
+            self._patch.setenv(*variable.split("="))
+
+    def meet(self, name: str, *where: str) -> None:
+        """A notebook meets an error of the machine."""
+        number = getattr(errno, name, None)
+        error = OSError(number, "", *(str(self.root / path) for path in where)) if number else getattr(builtins, name)
+        self._patch.setattr(execution, "_execute", Mock(side_effect=error))
+
+    def full_while_reporting(self) -> None:
+        self._patch.setattr(report, "_page", Mock(side_effect=OSError(errno.ENOSPC, "")))
+
+    def lose(self, name: str) -> None:
+        (self.root / name).unlink()
+
+    def no_folder(self) -> None:
+        (self.root / "gone").mkdir()
+        self._patch.chdir(self.root / "gone")
+        (self.root / "gone").rmdir()
+
+    def somebody_elses(self) -> None:
+        """The notebooks above the working folder."""
+        (self.root / "below").mkdir()
+        self._patch.chdir(self.root / "below")
+        if os.geteuid() == 0:
+            os.chown(self.root / "notebooks", 1, 1)
+        self._patch.setattr(os, "geteuid", lambda: 2)
 
     def no_token(self) -> None:
         self._patch.delenv("HF_TOKEN")

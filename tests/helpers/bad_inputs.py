@@ -57,7 +57,13 @@ COMMANDS = [
     Case("unknown notebook", ("no notebook is called '04_trian'; did you mean 04_train_lora?",), ("run", "04_trian")),
     Case("no process", ("--nproc 0: expected 1, or more",), ("run", "--nproc", "0")),
     Case("ranks without training", ("--nproc 2: expected 1", "includes 04_train_lora"), ("run", "01_setup", "--nproc", "2")),
-    Case("output root is a file", ("output_root = 'file': no folder can be made there",), (*EXPLORE, "--output-root", "file"), files={"file": ""}),
+    Case("output root is a file", ("output_root = 'file': nothing can be written there", "name another place"), (*EXPLORE, "--output-root", "file"), files={"file": ""}),
+    Case("output root is in a file", ("output_root = 'file/runs': nothing can be written there",), ("doctor", "--output-root", "file/runs"), files={"file": ""}),
+    Case("the run's folder is a file", ("output_root = 'other': nothing can be written there (File exists)",), (*EXPLORE, "--output-root", "other"), files={"other/mine": ""}),
+    Case("a name too long for a folder", ("nothing can be written there (File name too long)",), (*EXPLORE, "--output-root", "x" * 300)),
+    Case("a profile's path too long", ("File name too long (xxx", " … ", "xxx.toml); choose shorter names"), ("doctor", "--profile", "x" * 5000 + ".toml")),
+    Case("escapes in a profile's path", (r"profile \x1b[2J\n.toml: no such file",), ("run", "--profile", "\x1b[2J\n.toml")),
+    Case("no such notebook here", ("found no notebooks/01_setup.ipynb; run this in the project's folder",), ("run", "01_setup", "--output-root", "empty"), circumstance=("lose", "notebooks/01_setup.ipynb")),
     Case("report of nothing", ("no executed notebooks of mine were found; run `ftlib run` first",), ("report", "--profile", "mine.toml", "--output-root", "empty")),
     Case("push of nothing", ("lacks ['adapter_config.json'", "run 04_train_lora.ipynb to its end first"), (*PUSH, "--output-root", "empty")),
 ]  # fmt: skip
@@ -187,7 +193,33 @@ HUB = [
 
 DISK = [
     Case("a full disk", ("disk for downloads: found 0.0 GB free, expected more; make room for",), circumstance=("free_bytes", 10**6)),
+    Case("a disk that nothing can be written to", ("output_root = '/sys': nothing can be written there",), ("doctor", "--output-root", "/sys")),
+    Case("the same, and the folder is there", ("output_root = '/sys': nothing can be written there", "change its permissions"), (*EXPLORE, "--output-root", "/sys"), profile='name = "kernel"'),
+    Case("a disk that fills up", ("No space left on device (outputs/mine/report); make room",), circumstance=("meet", "ENOSPC", "outputs/mine/report")),
+    Case("a disk that fills up, in a report", ("No space left on device; make room on the disk",), ("report", "--profile", "mine.toml"), circumstance=("full_while_reporting",)),
     Case("a full disk before training", ("disk for downloads: found 0.0 GB free",), TRAIN, circumstance=("free_bytes", 10**12, 10**12, 10**6)),
+]  # fmt: skip
+
+NOTEBOOK = "notebooks/02_explore_dataset.ipynb"
+MACHINES = [
+    *(Case(f"not one of several processes: {told}", (f"found {told} in the environment", "unset them to run one process"), ("run", "01_setup"), circumstance=("environment", told)) for told in (
+        "RANK=5", "LOCAL_RANK=1", "RANK=x", "RANK=-1, WORLD_SIZE=2", "RANK=", "WORLD_SIZE=", "WORLD_SIZE=0", "WORLD_SIZE=2",
+        "RANK=2, LOCAL_RANK=0, WORLD_SIZE=2", "RANK=0, LOCAL_RANK=2, WORLD_SIZE=2",
+    )),
+    Case("the same in a notebook", ("found RANK=1 in the environment",), ("plan",), circumstance=("environment", "RANK=1")),
+    *(Case(f"a notebook: {content[:20]}", (f"{NOTEBOOK}: found {found}, expected one of format 4; restore the file",), files={NOTEBOOK: content}) for found, content in [
+        ("the marks of a merge conflict", '{\n<<<<<<< HEAD\n "cells": []\n=======\n "cells": []\n>>>>>>> theirs\n}'),
+        ("no whole notebook", ""),
+        ("no whole notebook", '{"cells": [{"cell_type": "code"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'),
+        ("format 3", '{"worksheets": [], "metadata": {}, "nbformat": 3, "nbformat_minor": 0}'),
+    ]),
+    Case("notebooks of another user", ("found notebooks of another user in .., expected your own; change to that folder",), ("run", "01_setup"), circumstance=("somebody_elses",)),
+    Case("no working folder", ("the working folder no longer exists; change to the project's folder",), ("doctor",), circumstance=("no_folder",)),
+    Case("stopped by hand", ("02_explore_dataset was stopped by hand; run it again to go on from the last checkpoint",), circumstance=("meet", "KeyboardInterrupt")),
+    Case("no memory", ("Cannot allocate memory; close other programs",), circumstance=("meet", "MemoryError")),
+    Case("no free port", ("Address already in use; free a port",), circumstance=("meet", "EADDRINUSE")),
+    Case("too many open files", ("Too many open files (notebooks); allow more",), circumstance=("meet", "EMFILE", "notebooks")),
+    Case("a folder that is not one's own", ("Permission denied (outputs/mine); change its permissions",), circumstance=("meet", "EACCES", "outputs/mine")),
 ]  # fmt: skip
 
 ARTEFACTS = [
@@ -199,4 +231,4 @@ ARTEFACTS = [
     Case("a training that runs already", ("another process is training in outputs/mine/, or a notebook", "wait for it"), TRAIN, circumstance=("another_trains",)),
 ]  # fmt: skip
 
-CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *ARTEFACTS]
+CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *MACHINES, *ARTEFACTS]

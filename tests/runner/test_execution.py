@@ -1,6 +1,7 @@
 """Headless runs and the command line, with small notebooks in place of the real ones."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,10 @@ def test_a_failing_cell_is_named_in_one_line_and_leaves_the_finished_notebook_as
     ("cell", "said"),
     [
         ("from ftlib.errors import FtlibError; raise FtlibError('found A; do B')", r": found A; do B; see "),
-        ("# the end\n\nimport os; os._exit(1)", r"`import os; os._exit\(1\)`: Kernel died \(out of memory\?\); see "),
+        (
+            "# the end\n\nimport os; os._exit(1)",
+            r"`import os; os._exit\(1\)`: Kernel died \(out of memory, or of open files\?\); see ",
+        ),
         ("raise type('OutOfMemoryError', (OSError,), {})('full')", "full; lower train.per_device_train_batch_size"),
     ],
     ids=["for people", "a dead kernel", "of torch"],
@@ -90,6 +94,7 @@ def test_an_error_says_what_to_do(project: Path, cell: str, said: str) -> None:
 def test_what_cannot_run_here_is_refused_before_anything_is_written(project: Path) -> None:
     with pytest.raises(FtlibError, match=r"^found no notebooks/01_setup\.ipynb; run this in the project's folder"):
         run("01_setup")
+    write_notebook(project, "03_load_model")
     with pytest.raises(FtlibError, match=r"computes on a GPU: found no GPU, driver none, torch 2\."):
         run("03_load_model", profile="gpt-oss-20b")
     assert not (project / "outputs").exists()
@@ -97,6 +102,8 @@ def test_what_cannot_run_here_is_refused_before_anything_is_written(project: Pat
 
 def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "mine.toml").write_text('extends = "tiny"\n')
+    for name in execution.NOTEBOOKS:
+        write_notebook(project, name)
     monkeypatch.setattr(execution, "_execute", lambda *_: None)
     for expected in ("outputs/mine", "outputs/run-2/mine", "outputs/run-3/mine"):
         folder = run(profile="mine.toml")
@@ -104,6 +111,33 @@ def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, m
         records.write(folder / "records", "05_push_and_infer", {"finished": expected})
     asked_for = project / "outputs/mine"
     assert run(profile="mine.toml", resume=False) == run("01_setup", profile="mine.toml") == asked_for
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        ('PYTHONIOENCODING=ascii {} run 01_setup --output-root="-{{a}}"', 0, "01_setup            +"),
+        (
+            "PYTHONUNBUFFERED= {} report >/dev/full",
+            1,
+            "error: standard output cannot be written (No space left on device)\n",
+        ),
+        ("{} report >&-", 0, ""),
+        ("PYTHONIOENCODING=ascii {} report --output-root größe", 0, "gr??e/tiny/report/index.html\n"),
+    ],
+)
+def test_any_terminal_will_do(project: Path, redirected: str, code: int, told: str) -> None:
+    """One that knows ASCII alone, a full one and a closed one; and papermill writes where it was told to."""
+    write_notebook(project, "01_setup", "1")
+    if "report" in redirected:
+        root = "größe" if "größe" in redirected else "outputs"
+        shutil.copytree(project / "notebooks", project / root / "tiny/notebooks")
+    line = redirected.format(f"{sys.executable} -m ftlib.cli")
+    result = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=HANGING_S)
+    assert result.returncode == code
+    assert (result.stdout + result.stderr).startswith(told)
+    assert (result.stdout + result.stderr).count("\n") <= 1
+    assert [path.name for path in project.rglob("01_setup.*")].count("01_setup.ipynb") == 2
 
 
 # Several ranks
@@ -124,7 +158,8 @@ def test_a_failing_rank_is_reported_in_one_line_and_its_notebook_kept(project: P
 def test_ranks_that_cannot_train_together_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, name: str, processes: int | None
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for variable, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
     with pytest.raises(
         FtlibError, match=r"^found 2 processes started together \(WORLD_SIZE\); expected them to run 04"
     ):
@@ -143,6 +178,7 @@ def test_more_ranks_than_there_is_work_or_a_gpu_for_are_refused_at_once(
 ) -> None:
     monkeypatch.setattr(ranks.device, "gpus", lambda: 1)
     monkeypatch.setattr(execution.doctor, "check_compute", lambda profile: None)
+    write_notebook(project, "04_train_lora")
     with pytest.raises(FtlibError, match=re.escape(message)):
         run("04_train_lora", profile=profile, processes=processes)
     assert not (project / "outputs").exists()
@@ -161,13 +197,16 @@ def test_by_default_training_takes_all_gpus_and_measuring_one(
     project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, gpus: int, world_size: int, expected: int
 ) -> None:
     started: list[tuple[str, int]] = []
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for variable, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": world_size}.items():
+        monkeypatch.setenv(variable, str(value))
     monkeypatch.setattr(ranks.device, "gpus", lambda: gpus)
     monkeypatch.setattr(execution.doctor, "check_compute", lambda profile: None)
     monkeypatch.setattr(execution.doctor, "check_disk", lambda profile, output_dir: None)
     monkeypatch.setattr(execution, "_execute", lambda name, *_: started.append((name, 1)))
     monkeypatch.setattr(ranks, "launch", lambda _, processes, __: started.append(("04_train_lora", processes)))
     names = ["04_train_lora"] if world_size > 1 else ["03_load_model", "04_train_lora", "05_push_and_infer"]
+    for name in names:
+        write_notebook(project, name)
     run(*names, profile=profile, processes=None)
     assert started == [(name, expected if name == "04_train_lora" else 1) for name in names]
 

@@ -21,6 +21,7 @@ CELLS = {
     "hub": "raise httpx2.ConnectTimeout(secret)",
     "caused": "raise OSError(secret) from httpx2.ReadError(secret)",
     "ours": "raise FtlibError('no such thing')",
+    "escapes": "raise FtlibError('no \\x1b[2J\\nfile')",
     "stopped": "raise KeyboardInterrupt",
     "other": "def careless():\n    raise OSError(f'{secret} is refused')\ncareless()",
 }  # fmt: skip
@@ -36,13 +37,14 @@ def test_errors_are_one_line_where_a_person_can_act(tmp_path: Path, monkeypatch:
     NotebookClient(notebook, allow_errors=True, config=config, resources=resources, kernel_name="python3").execute()
     shown: dict[str, Any] = {name: cell.outputs[0] for name, cell in zip(CELLS, notebook.cells[1:], strict=True)}
     assert "correct-horse" not in json.dumps([cell.outputs for cell in notebook.cells])
-    lines = {name: shown[name].traceback for name in ("hub", "caused", "ours", "stopped")}
+    lines = {name: shown[name].traceback for name in ("hub", "caused", "ours", "escapes", "stopped")}
     then = "check the network and the proxy, then run `ftlib push`; the saved adapter is complete and unchanged"
     stopped = "stopped by hand; a training goes on from its last checkpoint when it is run again"
     assert lines == {
         "hub": [f"FtlibError: the Hub is out of reach (ConnectTimeout); {then}"],
         "caused": [f"FtlibError: the Hub is out of reach (ReadError); {then}"],
         "ours": ["FtlibError: no such thing"],
+        "escapes": [r"FtlibError: no \x1b[2J\nfile"],
         "stopped": [f"KeyboardInterrupt: {stopped}"],
     }
     assert lines["hub"] == [f"FtlibError: {shown['hub'].evalue}"], "as papermill reports it"

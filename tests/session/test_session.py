@@ -6,14 +6,17 @@ What it does happens to the environment and at import, so most tests begin in a 
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from ftlib import profiles
-from ftlib.session.session import Session
+from ftlib.errors import FtlibError
+from ftlib.session.session import Session, explain, project_root
 
 RunPython = Callable[..., Any]
 
@@ -193,6 +196,41 @@ print(json.dumps([session.gpus, session.device, os.environ.get("CUDA_VISIBLE_DEV
     assert told == ([4, "cuda:1", None, ""] if ranks else [4, "cuda:0", "0", said])
     assert (limit, fails) == (64, True), "flex attention stops where it would no longer compile"
     assert bool(files_below(project)) is not bool(ranks)
+
+
+def test_the_project_is_here_or_above_and_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = tmp_path / "project/notebooks/examples"
+    below.mkdir(parents=True)
+    places = {"project": "project", "project/notebooks": "project", ".": ".", "project/notebooks/examples": below}
+    for folder, root in places.items():
+        monkeypatch.chdir(tmp_path / folder)
+        assert project_root() == tmp_path / root, "a folder that is only called notebooks is no project"
+    (below.parent / "01_setup.ipynb").touch()
+    assert project_root() == tmp_path / "project"
+    monkeypatch.setattr(os, "geteuid", lambda: 2)
+    if os.stat(below).st_uid == 0:  # noqa: PTH116
+        os.chown(below.parent, 1, 1)
+    with pytest.raises(
+        FtlibError, match=r"^found notebooks of another user in \.\./\.\., expected your own; change to"
+    ):
+        project_root()
+    monkeypatch.chdir(below.parent)
+    assert project_root() == tmp_path / "project", "where one has gone oneself"
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    Dataset.from_dict({"text": ["é" * 5000]}).save_to_disk("rows")
+    (arrow,) = Path("rows").glob("*.arrow")
+    for damaged in (b"", arrow.read_bytes()[:5000]):
+        arrow.write_bytes(damaged)
+        with pytest.raises((OSError, ValueError)) as raised:
+            Dataset.from_file(str(arrow))
+        assert re.fullmatch(
+            r"a file below cache/datasets is damaged \(\w+\); delete that folder.*", explain(raised.value)
+        )
+    assert explain(ValueError("of one's own")) == ""
 
 
 def test_mlflow_keeps_curves_beside_trackio_on_azures_compute_alone(monkeypatch: pytest.MonkeyPatch) -> None:

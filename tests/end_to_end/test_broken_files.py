@@ -1,0 +1,169 @@
+"""Every file of a finished run, emptied, cut in half or with one byte flipped: named, repaired, or never read.
+
+What is not refused must come to the result of the undamaged run, or a report must say what it leaves out.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import Mock
+
+import pytest
+from end_to_end import test_bad_inputs
+from helpers import HANGING_S, NOTEBOOKS, ROOT, write_notebook
+from huggingface_hub import HfApi
+
+from ftlib.runner import execution, report
+from ftlib.session import manifest, records
+
+COMMANDS = ["report", "push", "plan", "doctor", "run 04_train_lora", "run 05_push_and_infer"]
+NOT_SEALED = "README.md"  # of an adapter, since notebook 05 and people write into it
+MEASURED: dict[str, Any] = {"agreement": 0.975, "exact": 0.9, "loss": 0.25, "questions": 120, "unfinished": 0}
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x80]) + data[middle + 1 :]
+
+
+DAMAGES = {"emptied": lambda data: b"", "halved": lambda data: data[: len(data) // 2], "flipped": flipped}
+
+
+class Result(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    printed: str
+    error: str
+    left: Any  # what it has pushed, found or written
+
+
+class FinishedRun:
+    """A run's folder with what real notebooks leave, and the commands that read it."""
+
+    def __init__(
+        self, world: test_bad_inputs.World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self._world, self._patch, self._capsys = world, monkeypatch, capsys
+        self.output, self._found = world.output, {}
+        world.checkpoint()
+        checkpoint = self.output / "checkpoints/checkpoint-3"
+        manifest.write(checkpoint, [path.name for path in checkpoint.iterdir()])
+        for name in NOTEBOOKS:
+            write_notebook(self.output, name)
+            records.write(
+                self.output / "records",
+                name,
+                {"base_bytes": 1, "global_step": 63, "trainable_parameters": 8, **MEASURED},
+            )
+        compared = {"before": MEASURED, "after": MEASURED, "examples": []}
+        records.write(self.output / "records", NOTEBOOKS[-1], compared)
+        world.reach["05_push_and_infer"] = ["baseline", "hub_files"]
+        monkeypatch.setattr(execution, "_execute", self._execute)
+        monkeypatch.setattr(report, "_page", lambda notebook, name: f"the page of {name}")
+        monkeypatch.setattr(HfApi, "create_repo", Mock(return_value="address"))
+        monkeypatch.setattr(HfApi, "list_repo_files", Mock(return_value=[]))
+        monkeypatch.setattr(HfApi, "upload_folder", self._upload)
+        (self.output.parents[1] / "mine.toml").write_text('extends = "tiny"\n')
+        self.run("report")
+
+    def _upload(self, folder_path: Path, **_: Any) -> None:
+        self._found["pushed"] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+        self._found["pushed"].pop(NOT_SEALED)
+
+    def _execute(self, name: str, parameters: dict[str, Any], folder: Path) -> None:
+        self._found["variables"] = self._world.execute(name, parameters)
+
+    def run(self, command: str) -> Result:
+        self._found = {}
+        self._capsys.readouterr()
+        name, *notebook = command.split()
+        code = self._world.run(name, *notebook, "--profile", "mine.toml") or 0
+        printed, error = self._capsys.readouterr()
+        page = (self.output / "report/index.html").read_text() if command == "report" and not code else ""
+        return Result(code, printed if name != "run" else "", error, {**self._found, "page": page})
+
+
+world = test_bad_inputs.world
+
+
+@pytest.fixture
+def finished(
+    world: test_bad_inputs.World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> FinishedRun:
+    return FinishedRun(world, monkeypatch, capsys)
+
+
+def check(command: str, broken: Path, result: Result, whole: Result) -> None:
+    """A damaged file is named in one line, left out of the report, or makes no difference."""
+    if result.code != whole.code:
+        (line,) = result.error.splitlines()
+        assert line.startswith("error: ")
+        assert broken.name in line or broken.parent.name.split("-")[0] in line
+    elif command == "report" and result.left != whole.left:
+        assert "<p>Left out: " in result.left["page"]
+        assert broken.stem in result.left["page"].partition("<p>Left out: ")[2].partition("</p>")[0]
+    else:
+        assert result == whole
+
+
+def damaged(finished: FinishedRun) -> list[tuple[Path, str]]:
+    files = sorted(path for path in finished.output.rglob("*") if path.is_file() and path.stat().st_size)
+    return [(path, damage) for path in files for damage in DAMAGES]
+
+
+def break_and_check(finished: FinishedRun, cases: list[tuple[Path, str]]) -> None:
+    for path, _ in damaged(finished):
+        os.utime(path, (0, 0))  # which the report tells
+    whole = {command: finished.run(command) for command in COMMANDS}
+    failed = {command: result.error for command, result in whole.items() if result.code}
+    assert failed == {"doctor": ""}, "without a damage, only something that the machine lacks is told"
+    before = {path: path.read_bytes() for path, _ in damaged(finished)}
+    for path, damage in cases:
+        for command in COMMANDS:
+            for each, data in before.items():
+                each.parent.mkdir(exist_ok=True)  # a broken checkpoint is removed
+                each.write_bytes(DAMAGES[damage](data) if each == path else data)
+                os.utime(each, (0, 0))
+            try:
+                check(command, path, finished.run(command), whole[command])
+            except Exception as error:
+                error.add_note(f"{path.relative_to(finished.output)}, {damage}: ftlib {command}")
+                raise
+
+
+def test_thirty_damages_are_named_repaired_or_never_read(finished: FinishedRun) -> None:
+    break_and_check(finished, random.Random(0).sample(damaged(finished), 30))
+
+
+@pytest.mark.slow
+def test_every_damage_is_named_repaired_or_never_read(finished: FinishedRun) -> None:
+    break_and_check(finished, damaged(finished))
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_or_repaired(project: Path) -> None:
+    """What the real command and the real clients make of each file below huggingface/."""
+    shutil.copytree(ROOT / "notebooks", project / "notebooks", dirs_exist_ok=True)
+    command = [sys.executable, "-m", "ftlib.cli", "run", "02_explore_dataset"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run() -> str:
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=HANGING_S)
+        assert done.returncode == bool(done.stderr)
+        return done.stderr
+
+    assert run() == ""
+    cache = project / "outputs/tiny/huggingface"
+    shutil.copytree(cache, project / "whole", symlinks=True)
+    files = sorted(path for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+    for number, path in enumerate(each for each in files if each.stat().st_size):
+        path.write_bytes(list(DAMAGES.values())[number % 3](path.read_bytes()))
+        said = run()
+        assert said.count("\n") <= 1, (path, said)
+        shutil.rmtree(cache)
+        shutil.copytree(project / "whole", cache, symlinks=True)
