@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ftlib.errors import FtlibError
@@ -32,12 +32,15 @@ def write(folder: Path, names: Iterable[str]) -> None:
 def verify(folder: Path) -> None:
     """Compare every file that the manifest lists with what it says; FtlibError names the first that differs."""
     try:
-        listed = json.loads((folder / NAME).read_bytes()).items()
+        listed = json.loads((folder / NAME).read_bytes())
     except OSError:
         raise FtlibError(f"found no {NAME} in {folder.name}/, so it is not finished; write it again") from None
-    except (ValueError, AttributeError):
-        raise FtlibError(f"found {folder.name}/{NAME} unreadable; write the folder again") from None
-    for name, expected in listed:
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, dict) or not listed or any(_leads_out(name) for name in listed):
+        expected = "expected the files of the folder with their checksums"
+        raise FtlibError(f"found {folder.name}/{NAME} unreadable, {expected}; write the folder again")
+    for name, expected in listed.items():
         found = _describe(folder / name) if (folder / name).is_file() else {}
         if found != expected:
             told = f"{folder.name}/{name}: found {found.get('size', 'no')} bytes"
@@ -52,6 +55,11 @@ def is_complete(folder: Path) -> bool:
     return False
 
 
+def _leads_out(name: str) -> bool:
+    path = PureWindowsPath(name)  # which knows both kinds of separator
+    return bool(path.anchor) or ".." in path.parts
+
+
 def _describe(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
@@ -59,6 +67,9 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _flush(path: Path) -> None:
     """Write a file through to the disk, so that no power cut leaves a manifest without the files it lists."""
-    handle = os.open(path, os.O_RDONLY)  # a folder cannot be opened in another way
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # Windows cannot open one
+        return
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     os.fsync(handle)
     os.close(handle)

@@ -18,9 +18,16 @@ def write(folder: Path, notebook: str, values: dict[str, Any]) -> Path:
 
 
 def read(folder: Path, notebook: str) -> dict[str, Any]:
-    """Read the record that a notebook left; FtlibError if it has not run to its end."""
+    """Read the record that a notebook left; FtlibError if it has not run to its end, or the record is damaged."""
     path = folder / f"{notebook}.json"
     if not path.is_file():
         place = f"{folder.parent.name}/{folder.name}"
         raise FtlibError(f"no record of {notebook} in {place}; run {notebook}.ipynb to its end first")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        wrong = "" if isinstance(values, dict) else f"found a {type(values).__name__}, expected an object"
+    except (OSError, ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
+        raise FtlibError(f"{folder.name}/{path.name} is not readable ({wrong}); run {notebook}.ipynb again")
+    return dict(values)
