@@ -19,10 +19,7 @@ from functools import partial
 from pathlib import Path
 
 LOCK = "requirements.lock"
-HASHES = (
-    "requirements.hashes"  # of all that the lock pins but torch: pip and uv install no other file under their names
-)
-PIP_RELEASE = "pip==26.3"
+HASHES = "requirements.hashes"  # of every file of what is locked, but torch's: pip and uv install no other file
 FTLIB = ("--no-deps", "--no-build-isolation", "-e", ".")
 PIP = (sys.executable, "-m", "pip")
 UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--color", "never")
@@ -136,7 +133,6 @@ def main() -> None:
             if "UV_TORCH_BACKEND" in os.environ:  # pip would not follow it
                 raise
             print(f"uv cannot ({error}): pip installs the same, in minutes", flush=True)
-            run(*PIP, "install", PIP_RELEASE)  # a new environment may hold an old one
             run(*PIP, "install", "--no-deps", "-r", HASHES)
             run(*PIP, "install", "-r", LOCK)
             run(*PIP, "install", *FTLIB)

@@ -1,9 +1,9 @@
 """A rehearsal Hub on this machine: the real clients push and download here without an account or a network.
 
 It listens on the loopback address, asks for a token and serves the part of the Hub's API that the notebooks use. It
-answers programs alone, no web page, and no request keeps it busy for long. The shipped model and data set are
-read-only. Pushed repositories outlive the server in a state folder: one JSON file each,
-replaced whole by every commit, and the files' contents under their git ids in `blobs/`.
+answers no web page, and no request keeps it busy for long. The shipped model and data set are read-only. Pushed
+repositories outlive the server in a state folder: one JSON file each, replaced whole by every commit, and the files'
+contents under their git ids in `blobs/`.
 """
 
 import asyncio
@@ -314,10 +314,8 @@ class _Api:
     async def preupload(self, request: Request) -> Response:
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
         repo, commit, _ = self._located(request)
-        whole = [
-            (path, file) for path, file in commit.files.items() if _is_whole(self._content(repo, path, file), file)
-        ]
-        known = {path: {"oid": file.oid} for path, file in whole}
+        files = commit.files.items()
+        known = {path: {"oid": file.oid} for path, file in files if _is_whole(self._content(repo, path, file), file)}
         paths = [file["path"] for file in (await request.json())["files"]]
         mode = {"uploadMode": "regular", "shouldIgnore": False}
         return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})

@@ -20,7 +20,6 @@ LONGEST_S = 20  # no attempt after the second begins later, and no Retry-After i
 UNHEARD = (httpx2.ConnectError, httpx2.ConnectTimeout)
 BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
 LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
-REHEARSAL = "This is a rehearsal Hub"
 LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
 ADVICE = {
     401: f"{LOG_IN} to a valid token",
@@ -103,7 +102,8 @@ def _told(error: BaseException) -> str:
         return f"the Hub is out of reach ({type(error.__cause__ or error).__name__})"
     status, says = int(error.response.status_code), error.response.headers.get("X-Error-Message", "")
     told = f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
-    return f"{told} ({says})" if says.startswith(REHEARSAL) and status not in ADVICE else told
+    is_near = bool(says) and error.response.request.url.host == "127.0.0.1"
+    return f"{told} ({says})" if is_near and status not in ADVICE else told
 
 
 def _missing(error: BaseException) -> str:
@@ -114,15 +114,13 @@ def _missing(error: BaseException) -> str:
         return f"accept the conditions of {error.repo_id} on its page there, and {LOG_IN}"
     if not isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or not error.repo_id:
         return ""
-    is_model = error.repo_type != "dataset"
-    kind, repo_key, key = (
-        ("model", "hub.model", "hub.model_revision") if is_model else ("data set", "data.dataset", "data.revision")
-    )
+    kind, key, pin = "model", "hub.push_target and hub.model", "hub.model_revision"
+    if error.repo_type == "dataset":
+        kind, key, pin = "data set", "data.dataset", "data.revision"
     if isinstance(error, RevisionNotFoundError):
         asked = re.search(r"/(?:revision|resolve|tree)/([^/]+)", error.response.request.url.path)
-        return f"{kind} {error.repo_id} has no revision {asked[1] if asked else ''!r}; check {key}"
-    also = " and hub.push_target" if is_model else ""
-    return f"there is no {kind} {error.repo_id}, or your token may not see it; check {repo_key}{also}"
+        return f"{kind} {error.repo_id} has no revision {asked[1] if asked else ''!r}; check {pin}"
+    return f"there is no {kind} {error.repo_id}, or your token may not see it; check {key}"
 
 
 def check_access(hub: Hub, command: str = "") -> str:

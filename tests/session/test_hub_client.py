@@ -104,7 +104,7 @@ def test_a_hub_that_was_there_before_may_come_back(rehearsal: RehearsalHub, pati
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda: HfApi().model_info("a/b"), "there is no model a/b, or your token may not see it; check hub.model"),
+        (lambda: HfApi().model_info("a/b"), "there is no model a/b, or your token may not see it; check hub.push"),
         (lambda: HfApi().dataset_info("a/b"), "there is no data set a/b, or your token may not see it; check data.d"),
         (lambda: HfApi().model_info(TINY.model, revision="x"), "has no revision 'x'; check hub.model_revision"),
         (lambda: HfApi().hf_hub_download(TINY.model, "a", revision="x"), "has no revision 'x'; check hub.model_rev"),
