@@ -73,11 +73,14 @@ assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
 
 # A pin moves only where pyproject.toml asks for it, or with `make lock UPGRADE=--upgrade`.
 # environment.yml keeps its head and gets the pins that hold on Azure ML's Python.
-lock: $(INSTALLED) ## write requirements.lock and environment.yml from pyproject.toml
+# requirements.hashes has the SHA-256 of every file of a pinned release; not torch's, whose builds come from several places.
+lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev --extra azure --universal --python-version 3.11 $(UPGRADE) \
 		--annotation-style line --custom-compile-command "make lock" -o requirements.lock
 	@sed -i -E -e '/^(cuda-|nvidia-|triton=)/d' \
 		-e "2a # CUDA's packages are left out: torch itself asks for them where its CUDA build is installed." requirements.lock
+	@$(BIN)/uv pip compile -q requirements.lock --no-deps --universal --python-version 3.11 --generate-hashes \
+		--no-emit-package torch --no-annotate --custom-compile-command "make lock" -o requirements.hashes
 	@sed -i '/- pip:/q' environment.yml
 	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux \
 		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml

@@ -13,11 +13,6 @@ class FtlibError(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would act on: a message may quote names and values from anybody's data."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-def printable(text: str) -> str:
     """A text as one line that cannot steer a terminal: what is no visible character is written as Python escapes it."""
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 LOCK = "requirements.lock"
+HASHES = "requirements.hashes"  # of every file of what is locked, but torch's: pip and uv install no other file
 FTLIB = ("--no-deps", "--no-build-isolation", "-e", ".")
 PIP = (sys.executable, "-m", "pip")
 UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--color", "never")
@@ -106,13 +107,15 @@ def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
 def install_with_uv() -> None:
     """Install the lock and ftlib with uv, which pip installs first."""
     settings = pip_settings()
-    run(*PIP, "install", "-c", LOCK, "uv")
+    only_uv = Path(sys.prefix, "uv.hashes")
+    only_uv.write_text("".join(re.findall(r"^uv==(?:.*\\\n)*.*\n", Path(HASHES).read_text(), re.MULTILINE)))
+    run(*PIP, "install", "-r", str(only_uv))
     # uv has an option for this, and no variable.
     no_index = ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
     uv = partial(run, *UV, *no_index, env=uv_environment(settings))
     choice, options = choose_torch(uv)
     print(choice, flush=True)
-    uv("-r", LOCK, *options)
+    uv("-r", LOCK, "-c", HASHES, *options)
     uv(*FTLIB)
     python = partial(subprocess.Popen, stderr=subprocess.DEVNULL)
     for process in [python([sys.executable, "-c", f"import {modules}"]) for modules in IMPORTED]:
@@ -130,7 +133,7 @@ def main() -> None:
             if "UV_TORCH_BACKEND" in os.environ:  # pip would not follow it
                 raise
             print(f"uv cannot ({error}): pip installs the same, in minutes", flush=True)
-            run(*PIP, "install", "--upgrade", "pip")  # a new environment may hold an old one
+            run(*PIP, "install", "--no-deps", "-r", HASHES)
             run(*PIP, "install", "-r", LOCK)
             run(*PIP, "install", *FTLIB)
     except CommandError as error:

@@ -1,10 +1,12 @@
 """A rehearsal Hub on this machine: the real clients push and download here without an account or a network.
 
-It listens on the loopback address, asks for a token and serves the part of the Hub's API that the notebooks use. The
-shipped model and data set are read-only. Pushed repositories outlive the server in a state folder: one JSON file each,
-replaced whole by every commit, and the files' contents under their git ids in `blobs/`.
+It listens on the loopback address, asks for a token and serves the part of the Hub's API that the notebooks use. It
+answers no web page, and no request keeps it busy for long. The shipped model and data set are read-only. Pushed
+repositories outlive the server in a state folder: one JSON file each, replaced whole by every commit, and the files'
+contents under their git ids in `blobs/`.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -13,7 +15,9 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import parse_qs
@@ -24,6 +28,8 @@ from filelock import FileLock
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -36,9 +42,12 @@ MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
 _SHIPPED = {("models", MODEL_ID): "model", ("datasets", DATASET_ID): "dataset"}  # a repository's folder of the assets
-_FRONT_MATTER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|\Z)", re.DOTALL)
-_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-_OPEN_PATH = "/api/validate-yaml"  # RepoCard.validate sends no token
+_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+_HOST = "127.0.0.1"
+_LONGEST_BODY = 2**28  # an adapter of the published model, as text
+_LONGEST_METADATA = 2**16  # more would keep the parser busy for seconds
+_PATIENCE_S = 60.0  # for a whole request
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what handlers make of bad bodies
 
 
 class File(BaseModel, frozen=True):
@@ -95,6 +104,26 @@ def _refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
     return HTTPException(status, message, {"X-Error-Code": f"{missing}NotFound"} if status == 404 else {})
 
 
+def _front_matter(card: str) -> str:
+    """The YAML between the "---" lines that a model card begins with; "" if it has none."""
+    first, *rest = card.lstrip().splitlines() or [""]
+    return "\n".join(takewhile(lambda line: line != "---", rest)) if first == "---" and "---" in rest else ""
+
+
+def _is_valid(metadata: str) -> bool:
+    """Whether a card's metadata is a YAML mapping without aliases, a few lines of which can grow without end."""
+    try:
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(metadata, yaml.SafeLoader))
+        return not aliases and isinstance(yaml.safe_load(metadata or "{}"), dict)
+    except yaml.YAMLError:
+        return False
+
+
+def _is_whole(content: Path, file: File) -> bool:
+    """Whether a file holds what its id says, and so is neither damaged nor a link to something else."""
+    return content.is_file() and _git_file(content.read_bytes()) == file
+
+
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a file that a reader, or a kill half-way, finds whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +149,12 @@ def _read_shipped(repo_id: str, folder: str) -> Repo:
 def _check_own(repo_id: str) -> None:
     if not repo_id.startswith(f"{ACCOUNT}/"):
         raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
+
+
+def _check_path(path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if not parts or str(PurePosixPath(path)) != path or not {"/", "..", ".git"}.isdisjoint(parts):
+        raise _refusal(400, f"{path!r} is no path in a repository: expected one such as 'folder/file'")
 
 
 def _own_model(asked: dict[str, Any]) -> str:
@@ -153,7 +188,7 @@ class _Api:
     def app(self) -> Starlette:
         repo, file = "/api/{kind}/{owner}/{name}", "/{owner}/{name}/resolve/{revision}/{path:path}"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", _OPEN_PATH, self.validate_yaml),
+            ("POST", "/api/validate-yaml", self.validate_yaml),
             ("GET", "/api/whoami-v2", self.whoami),
             ("POST", "/api/repos/create", self.create),
             ("DELETE", "/api/repos/delete", self.delete),
@@ -169,14 +204,19 @@ class _Api:
             ("GET", file, self.resolve),
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _explain, OSError: _explain})
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST])  # no name that somebody else pointed here
+        errors = dict.fromkeys((HTTPException, OSError, *_MALFORMED), _explain)
+        return Starlette(routes=routes, middleware=[hosts], exception_handlers=errors, max_body_size=_LONGEST_BODY)
 
     def _guarded(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             given = request.headers.get("authorization", "").encode()
-            if request.url.path != _OPEN_PATH and not secrets.compare_digest(given, self._expected):
+            if "origin" in request.headers:
+                raise _refusal(403, "it answers programs: found a request of a web page")
+            if not secrets.compare_digest(given, self._expected):
                 raise _refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
-            return await handler(request)
+            async with asyncio.timeout(_PATIENCE_S):
+                return await handler(request)
 
         return answer
 
@@ -193,7 +233,12 @@ class _Api:
         if kind != "models" or not (record := self._record(repo_id)).is_file():
             known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
             raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
-        return Repo.model_validate_json(record.read_bytes())
+        with suppress(ValueError):
+            repo = Repo.model_validate_json(record.read_bytes())
+            if repo.id == repo_id:
+                return repo
+        place = f"hub/models/{repo_id}.json in the run's folder"
+        raise _refusal(422, f"its record of {repo_id} is damaged: delete {place} and push again")
 
     def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -208,12 +253,13 @@ class _Api:
         repo = self._get(given.get("kind", "models"), f"{given['owner']}/{given['name']}")
         return repo, repo.at(given.get("revision", "main")), given.get("path", "").strip("/")
 
+    def _content(self, repo: Repo, path: str, file: File) -> Path:
+        shipped = ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
+        return shipped if repo in self._shipped.values() else self._state / "blobs" / file.oid
+
     async def validate_yaml(self, request: Request) -> Response:
-        block = _FRONT_MATTER.match((await request.json())["content"])
-        try:
-            valid = isinstance(yaml.safe_load(block[1]) if block else {}, dict)
-        except yaml.YAMLError:
-            valid = False
+        metadata = _front_matter((await request.json())["content"])
+        valid = len(metadata) <= _LONGEST_METADATA and _is_valid(metadata)
         errors = [] if valid else [{"message": "the card's metadata is not a YAML mapping such as 'license: mit'"}]
         return JSONResponse({"errors": errors, "warnings": []}, 200 if valid else 400)
 
@@ -267,7 +313,9 @@ class _Api:
 
     async def preupload(self, request: Request) -> Response:
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
-        known = {path: {"oid": file.oid} for path, file in self._located(request)[1].files.items()}
+        repo, commit, _ = self._located(request)
+        files = commit.files.items()
+        known = {path: {"oid": file.oid} for path, file in files if _is_whole(self._content(repo, path, file), file)}
         paths = [file["path"] for file in (await request.json())["files"]]
         mode = {"uploadMode": "regular", "shouldIgnore": False}
         return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})
@@ -283,6 +331,7 @@ class _Api:
         contents = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in operations}
         files = {path: _git_file(data) for path, data in contents.items()}
         for path, data in contents.items():
+            _check_path(path)
             _write_whole(self._state / "blobs" / files[path].oid, data)
         with self._lock:
             repo = self._get("models", repo.id)
@@ -294,15 +343,23 @@ class _Api:
         repo, commit, path = self._located(request)
         if path not in commit.files:
             raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
-        shipped = ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
-        content = shipped if repo in self._shipped.values() else self._state / "blobs" / commit.files[path].oid
-        headers = {"ETag": f'"{commit.files[path].oid}"', "X-Repo-Commit": commit.id}
-        return FileResponse(content, headers=headers)
+        file = commit.files[path]
+        content = self._content(repo, path, file)
+        if not _is_whole(content, file):
+            raise _refusal(422, f"its copy of {path!r} in {repo.id} is damaged: push again")
+        return FileResponse(content, headers={"ETag": f'"{file.oid}"', "X-Repo-Commit": commit.id})
 
 
 async def _explain(request: Request, error: Exception) -> Response:
     """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
-    answer = error if isinstance(error, HTTPException) else HTTPException(500, f"cannot use its folder: {error}")
+    if isinstance(error, HTTPException):
+        answer = error
+    elif isinstance(error, TimeoutError):
+        answer = HTTPException(408, f"expected the whole request within {_PATIENCE_S:.0f} s")
+    elif isinstance(error, OSError):
+        answer = HTTPException(500, f"cannot use its folder: {error.strerror}")
+    else:
+        answer = HTTPException(400, f"the request is malformed ({type(error).__name__})")
     message = f"This is a rehearsal Hub on this machine: {answer.detail}"
     headers = {**(answer.headers or {}), "X-Error-Message": message.encode("ascii", "replace").decode()}
     return JSONResponse({"error": message}, answer.status_code, headers)
@@ -320,12 +377,12 @@ class RehearsalHub:
         """Serve on a free port of the loopback address from a daemon thread; return once it answers."""
         quiet: dict[str, Any] = {"log_config": None, "log_level": "critical"}  # a notebook shows no server's log
         plain: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "timeout_graceful_shutdown": 1}
-        self._server = uvicorn.Server(uvicorn.Config(self._app, "127.0.0.1", 0, **quiet, **plain))
+        self._server = uvicorn.Server(uvicorn.Config(self._app, _HOST, 0, **quiet, **plain))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
-                raise FtlibError("the rehearsal Hub did not start on 127.0.0.1; restart the kernel")
+                raise FtlibError(f"the rehearsal Hub did not start on {_HOST}; restart the kernel")
             time.sleep(0.01)
         host, port = self._server.servers[0].sockets[0].getsockname()
         self.endpoint = f"http://{host}:{port}"

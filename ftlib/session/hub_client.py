@@ -1,8 +1,10 @@
 """The Hub: a client that retries what may succeed later, an early check of access, and its errors in one line."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,13 +17,14 @@ TIMEOUT_S = 5.0  # for a question that takes the Hub no time
 PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
 WAITS_S = (1, 2, 4, 8)
 LONGEST_S = 20  # no attempt after the second begins later, and no Retry-After is followed for longer
+UNHEARD = (httpx2.ConnectError, httpx2.ConnectTimeout)
 BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
 LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
 ADVICE = {
     401: f"{LOG_IN} to a valid token",
     403: "use a token that may write there, or change hub.push_target",
-    404: "check hub.push_target and hub.model, and that your token may see them",
+    404: "check hub.push_target and hub.model",
     **dict.fromkeys((409, 412), "wait until nobody else pushes there"),
     429: "give it a few minutes",
 }
@@ -30,15 +33,18 @@ ADVICE = {
 class PatientClient(httpx2.Client):
     """huggingface_hub's HTTP client, with timeouts and with new attempts after an error that may pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "") -> None:
+        """With a token for the requests that huggingface_hub sends without: the rehearsal Hub wants one on each."""
         from huggingface_hub.utils._http import hf_request_event_hook
 
+        self._was_answered = False
+        own: dict[str, Any] = {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
         hooks = {"request": [hf_request_event_hook]}
-        super().__init__(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(**PATIENCE_S))
+        super().__init__(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(**PATIENCE_S), **own)
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request up to five times; one whose body cannot be read twice, once."""
-        from huggingface_hub.errors import HfHubHTTPError
+        """Send a request up to five times; one whose body cannot be read twice, or that nobody ever heard, once."""
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         # After a HEAD that nobody answers, huggingface_hub itself looks into its cache and then asks again.
         may_pass = BROKEN if request.method == "HEAD" else (HfHubHTTPError, *LOST)
@@ -47,7 +53,12 @@ class PatientClient(httpx2.Client):
         while True:
             try:
                 return self._attempt(request, options)
-            except may_pass as error:
+            except (*UNHEARD, *may_pass) as error:
+                if isinstance(error, UNHEARD) and not self._was_answered:
+                    # As it does offline, a library then looks into its cache, and does not try again on its own.
+                    raise OfflineModeIsEnabled(str(error)) from error
+                if not isinstance(error, may_pass):
+                    raise
                 late = len(waits) < len(WAITS_S) and time.monotonic() - begun > LONGEST_S
                 if (late or not waits) and isinstance(error, HfHubHTTPError):
                     raise
@@ -61,6 +72,7 @@ class PatientClient(httpx2.Client):
         from huggingface_hub import hf_raise_for_status
 
         response = super().send(request, **options)
+        self._was_answered = True
         status, is_commit = response.status_code, "/commit/" in request.url.path
         # Elsewhere a conflict says that a repository exists already, which huggingface_hub expects.
         may_pass = status in (408, 429) or status >= 500 or (status in (409, 412) and is_commit)
@@ -79,17 +91,36 @@ def explain(error: BaseException, command: str = "") -> str:
         return ""
     status = int(found.response.status_code) if hasattr(found, "response") else 0
     otherwise = "wait until it is well again" if status >= 500 else "look at the repository and your account there"
-    advice = ADVICE.get(status, otherwise) if status else "check the network and the proxy"
+    advice = _missing(found) or ADVICE.get(status, otherwise) if status else "check the network and the proxy"
     then = f", then run `{command}`; the saved adapter is complete and unchanged" if command else ""
     return f"{_told(found)}; {advice}{then}"
 
 
 def _told(error: BaseException) -> str:
-    """What happened, in our own words: an error's text, or the Hub's, may hold a secret."""
+    """What happened, in our own words: an error's text, or a far Hub's, may hold a secret."""
     if not hasattr(error, "response"):
         return f"the Hub is out of reach ({type(error.__cause__ or error).__name__})"
-    status = int(error.response.status_code)
-    return f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
+    status, says = int(error.response.status_code), error.response.headers.get("X-Error-Message", "")
+    told = f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
+    is_near = bool(says) and error.response.request.url.host == "127.0.0.1"
+    return f"{told} ({says})" if is_near and status not in ADVICE else told
+
+
+def _missing(error: BaseException) -> str:
+    """Which repository or revision was not found, and where the profile names it; "" for any other error."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"accept the conditions of {error.repo_id} on its page there, and {LOG_IN}"
+    if not isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or not error.repo_id:
+        return ""
+    kind, key, pin = "model", "hub.push_target and hub.model", "hub.model_revision"
+    if error.repo_type == "dataset":
+        kind, key, pin = "data set", "data.dataset", "data.revision"
+    if isinstance(error, RevisionNotFoundError):
+        asked = re.search(r"/(?:revision|resolve|tree)/([^/]+)", error.response.request.url.path)
+        return f"{kind} {error.repo_id} has no revision {asked[1] if asked else ''!r}; check {pin}"
+    return f"there is no {kind} {error.repo_id}, or your token may not see it; check {key}"
 
 
 def check_access(hub: Hub, command: str = "") -> str:
@@ -117,6 +148,28 @@ def check_access(hub: Hub, command: str = "") -> str:
         found = f"found {repo} public, expected a private repository, as hub.private = true says"
         raise FtlibError(f"{found}; make it private on the Hub, or change hub.private or hub.push_target")
     return repo
+
+
+def check_download(hub: Hub) -> None:
+    """Compare the base's cached files with the Hub's checksums, if it is cached; FtlibError if one is damaged.
+
+    It reads them all: 13 GB for the published model, 10 to 30 s.
+    """
+    from huggingface_hub import HfApi, constants, file_download
+
+    folder = file_download.repo_folder_name(repo_id=hub.model, repo_type="model")
+    if not Path(constants.HF_HUB_CACHE, folder, "snapshots", hub.model_revision).is_dir():
+        return
+    try:
+        found = HfApi().verify_repo_checksums(hub.model, revision=hub.model_revision).mismatches
+    except Exception as error:
+        if line := explain(error):
+            raise FtlibError(line) from None
+        raise
+    if found:
+        damaged = ", ".join(str(file["path"]) for file in found)
+        advice = f"delete {folder}/ in the Hub's cache and run this again, which downloads it anew"
+        raise FtlibError(f"the cached {damaged} of {hub.model}: found another checksum than the Hub's; {advice}")
 
 
 def whoami(token: str) -> dict[str, Any]:

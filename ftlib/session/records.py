@@ -27,7 +27,7 @@ def read(folder: Path, notebook: str) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         wrong = "" if isinstance(values, dict) else f"found a {type(values).__name__}, expected an object"
     except (OSError, ValueError, RecursionError) as error:
-        wrong = str(error)
+        wrong = getattr(error, "strerror", "") or str(error)
     if wrong:
         raise FtlibError(f"{folder.name}/{path.name} is not readable ({wrong}); run {notebook}.ipynb again")
     return dict(values)

@@ -15,18 +15,27 @@ REMOVED = "[secret removed]"
 MIN_LENGTH = 8  # shorter values are switches and everyday words
 MIN_DIFFERENT = 4  # characters; "xxxxxxxx" is a placeholder
 # Whole words, so not TOKENIZERS_PARALLELISM or MONKEY; and HF_TOKEN_PATH or KEY_ID hold no secret themselves.
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|(API)?KEY|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(_|$)")
+_SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|(API)?KEY|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS)(_|$)"
+    r"|_(PAT|PASS|PWD)$|(^|_)AUTH$"  # PWD alone is the working folder
+)
 _ABOUT_A_SECRET = re.compile(r"_(?:DIR|FILE|ID|NAME|PATH|TYPE|URI|URL)$")
 # No pattern runs over a quote, a backslash or "<", so JSON and HTML stay whole.
 _SHAPES = (
     r"()(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}(?:\.[\w-]+)*",  # Hugging Face
     r"()rehearsal_[\w-]{32}",
+    r"()(?<![\w-])(?:gh[oprsu]_|github_pat_|glpat-|xox[abeoprs]-)[\w-]{16,}",  # GitHub, GitLab, Slack
+    r"(hooks\.slack\.com/services/)[\w/]{20,}",
+    r"()(?<![\w-])sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}",  # OpenAI and others
+    r"((?i:aws_secret_access_key|aws_session_token)\W{1,8})[\w+/=]{40,}",
     r"()eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",  # a JSON web token, as Azure's are
     r"([Bb]earer(?:\s|%20|\+)+)[\w.~+/=-]{20,}",
+    r"([Bb]asic(?:\s|%20|\+)+)(?=[\w+/]*\d)(?=[\w+/]*[A-Z])[\w+/]{12,}={0,2}",
     r"(write_token(?:=|%3D))[\w.~%-]{8,}",  # trackio
     r"(sig(?:=|%3D))[\w+/=%-]{20,}",  # the signature of an Azure link
     r"(AccountKey(?:=|%3D))[\w+/=%-]{20,}",
     r"(://)[^\s/:@\"'\\<>]+:[^\s/@\"'\\<>]+(?=@)",  # name and password in an address
+    r"(://)[^\s/:@\"'\\<>]{20,}(?=@)",  # or a token alone
 )
 _STORED = re.compile(r"^\s*(?:hf_token|refresh_token)\s*[=:]\s*(\S+)", re.MULTILINE)
 _seen: set[str] = set()  # also what `start` has hidden from a rehearsal

@@ -9,7 +9,9 @@ import sys
 import tempfile
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,9 @@ def open_output_dir(output_dir: Path, output_root: str) -> None:
     except OSError as error:
         found = f"output_root = {output_root!r}: nothing can be written there ({error.strerror})"
         raise FtlibError(f"{found}; name another place, or change its permissions") from None
+    if not (output_dir / "profile.json").exists():  # a new run is its owner's, until they open it to others
+        with suppress(OSError):  # a mounted volume may know no permissions
+            output_dir.chmod(0o700)
 
 
 def explain(error: BaseException) -> str:
@@ -231,7 +236,7 @@ def project_root() -> Path:
 
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     """Point Hugging Face's libraries at the profile's Hub; returns its address and what must be kept alive."""
-    endpoint, servers = profile.hub.endpoint, []
+    endpoint, token, servers = profile.hub.endpoint, "", []
     constants = sys.modules.get("huggingface_hub.constants")  # which reads the environment
     if constants and endpoint != constants.ENDPOINT:
         raise FtlibError("huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel")
@@ -240,21 +245,22 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
 
         hub = RehearsalHub(output_dir / "hub")
         hub.start()
-        endpoint, servers = hub.endpoint, [hub]
-        _isolate(hub.token, output_dir / "huggingface")
+        endpoint, token, servers = hub.endpoint, hub.token, [hub]
+        _isolate(token, output_dir / "huggingface")
     os.environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     from huggingface_hub import set_client_factory
 
     from ftlib.session.hub_client import PatientClient
 
-    set_client_factory(PatientClient)
+    set_client_factory(partial(PatientClient, token))
     return endpoint, servers
 
 
 def _isolate(token: str, cache: Path) -> None:
-    """Leave the person's own token, cache and Hub settings untouched and unseen in a rehearsal."""
-    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "_HF_"))]:
-        del os.environ[name]
+    """Leave the person's own token, cache, proxies and Hub settings untouched and unseen in a rehearsal."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING", "_HF_", "TRANSFORMERS_")) or name.lower().endswith("_proxy"):
+            del os.environ[name]
     os.environ |= {
         "HF_TOKEN": token,
         "HF_HOME": str(cache),

@@ -76,7 +76,13 @@ def test_environment_yml_repeats_the_lock_for_its_python() -> None:
     assert pip["pip"] == [f"{name}=={version}" for name, version in sorted(pins(AZURE_ML).items())]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
+def test_every_pin_but_torchs_has_its_hashes() -> None:
+    text = (ROOT / "requirements.hashes").read_text()
+    hashed = re.findall(r"^([\w.-]+==[\w.]+).*\\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert hashed == [f"{pin.name}{pin.specifier}" for pin in LOCK if pin.name != "torch"]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements.hashes", "environment.yml", "pyproject.toml"])
 def test_no_registry_is_named(name: str) -> None:
     """Where packages come from is the machine's own setting."""
     assert re.findall(r".*(?:://|--\w*index|--find-links).*", (ROOT / name).read_text()) == []

@@ -189,6 +189,15 @@ HUB = [
     Case("a token that is not valid", ("the Hub answers 401 Unauthorized", "hf auth login"), TRAIN, circumstance=("answer", 401)),
     Case("too many requests", ("the Hub answers 429 Too Many Requests", "a few minutes"), TRAIN, circumstance=("answer", 429)),
     Case("there is no Hub", ("the Hub is out of reach (ConnectError)",), TRAIN, circumstance=("answer", None)),
+    Case("a token without scopes", ("may not write to learner/",), TRAIN, circumstance=("role", "fineGrained")),
+    Case("somebody else's account", ("found a token of learner that may not write to ada/mine",), TRAIN, profile='[hub]\npush_target = "ada/mine"'),
+    *(
+        Case(f"{status} before a push", (f"the Hub answers {status}", advice, "then run `ftlib push --profile mine.toml`", "unchanged"), PUSH, circumstance=("answer", status))
+        for status, advice in [(401, "hf auth login"), (403, "use a token that may write"), (404, "check hub.push_target"), (413, "look at the repository"), (429, "a few minutes"), (500, "wait"), (503, "wait")]
+    ),
+    Case("no Hub to push to", ("the Hub is out of reach (ConnectError); check the network and the proxy, then run `ftlib push --profile mine.toml`",), PUSH, circumstance=("answer", None)),
+    Case("no token to push with", ("found no token, expected one that may write", "hf auth login"), PUSH, circumstance=("no_token",)),
+    Case("a reader's token to push with", ("found a token of learner that may not write to learner/",), PUSH, circumstance=("role", "read")),
 ]  # fmt: skip
 
 DISK = [

@@ -41,6 +41,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     pins = f"torch==2.13.0  # via ftlib\nuv=={importlib.metadata.version('uv')}  # via ftlib\n"
     (tmp_path / "requirements.lock").write_text(pins)
+    uv = f"uv=={importlib.metadata.version('uv')} \\\n    --hash=sha256:{'0' * 64}\n"
+    (tmp_path / "requirements.hashes").write_text(uv)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
     packages = next(tmp_path.glob(".venv/lib/python*/site-packages"))
     for name in ("_distutils_hack", "pip", "setuptools", "uv"):
@@ -93,6 +95,17 @@ def test_pip_installs_the_lock_if_uv_cannot(project: Path, monkeypatch: pytest.M
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].startswith("uv cannot (Failed to read `--find-links` directory: ")
     assert installed() == {"torch-2.13.0", "ftlib-0"}
+
+
+def test_a_file_that_is_not_the_one_that_was_locked_is_not_installed(project: Path) -> None:
+    """Neither by uv nor by pip, which tries it next."""
+    with (project / "requirements.hashes").open("a") as hashes:
+        hashes.write(f"torch==2.13.0 \\\n    --hash=sha256:{'1' * 64}\n")
+    done = run_install()
+    assert done.returncode == 1
+    assert "uv cannot (Failed to download `torch==2.13.0` cause: Hash mismatch" in done.stdout
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert installed() == set()
 
 
 def test_build_that_was_asked_for_is_not_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,13 @@ import psutil
 import pytest
 from helpers import HANGING_S
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import close_session
 
 from ftlib.errors import FtlibError
@@ -64,11 +70,11 @@ def push(api: HfApi, folder: Path) -> str:
     return api.upload_folder(repo_id=ADAPTER, folder_path=folder, commit_message="Push").oid
 
 
-def raw(hub: RehearsalHub, method: str, path: str, body: bytes = b"") -> int:
-    """The status of a path that is sent exactly as written, as a well-behaved client would not."""
+def raw(hub: RehearsalHub, method: str, path: str, body: bytes = b"", **headers: str) -> int:
+    """The status of a request that is sent exactly as written, as a well-behaved client would not."""
     connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=HANGING_S)
     with contextlib.closing(connection):
-        connection.request(method, path, body, {"Authorization": f"Bearer {hub.token}"})
+        connection.request(method, path, body, {"Authorization": f"Bearer {hub.token}", **headers})
         return connection.getresponse().status
 
 
@@ -166,7 +172,7 @@ def test_repositories_are_created_once_are_private_if_asked_and_can_be_deleted(a
     assert not api.repo_exists(ADAPTER)
 
 
-@pytest.mark.parametrize("metadata", ["license: [mit", "- mit"])
+@pytest.mark.parametrize("metadata", ["license: [mit", "- mit", "a: &a [mit]\nb: *a", "a: " + "x" * 70_000])
 def test_a_card_with_broken_metadata_is_refused(api: HfApi, metadata: str) -> None:
     api.create_repo(ADAPTER)
     with pytest.raises(ValueError, match="not a YAML mapping"):
@@ -209,6 +215,60 @@ def test_a_push_that_fails_half_way_is_reported_and_changes_nothing(
     assert json.loads(Path(got).read_text()) == {"r": 8}
 
 
+def test_a_damaged_repository_is_named_and_hides_no_other_and_another_push_repairs_it(
+    hub: RehearsalHub, api: HfApi, adapter: Path, tmp_path: Path
+) -> None:
+    """Also a link to something outside is not what its id says."""
+    push(api, adapter)
+    api.create_repo("other")
+    (info,) = api.get_paths_info(ADAPTER, ["README.md"])
+    blob = tmp_path / "hub/blobs" / info.blob_id
+    outside = tmp_path / "outside"
+    outside.write_text("A secret")
+    for damage in (lambda: blob.write_text(CARD.replace("An", "in")), lambda: blob.symlink_to(outside), blob.mkdir):
+        blob.unlink()
+        damage()
+        with pytest.raises(LocalEntryNotFoundError) as raised:
+            api.hf_hub_download(ADAPTER, "README.md", cache_dir=tmp_path / "cache")
+        assert "its copy of 'README.md' in learner/adapter is damaged: push again" in str(raised.value.__cause__)
+        blob.rmdir() if blob.is_dir() else None
+    push(api, adapter)
+    got = api.hf_hub_download(ADAPTER, "README.md", cache_dir=tmp_path / "cache")
+    assert (Path(got).read_text(), outside.read_text()) == (CARD, "A secret")
+    record = tmp_path / f"hub/models/{ADAPTER}.json"
+    whole = record.read_bytes()
+    for broken in (whole[:50], b"", b"[]", b"\xff", whole.replace(b"learner/", b"learned/")):
+        record.write_bytes(broken)
+        with pytest.raises(
+            HfHubHTTPError, match=r"damaged: delete hub/models/learner/adapter.json in the run's folder"
+        ):
+            api.model_info(ADAPTER)
+    assert api.model_info("learner/other").sha
+
+
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}])
+def test_no_web_page_is_answered(hub: RehearsalHub, headers: dict[str, str]) -> None:
+    assert raw(hub, "GET", f"/api/models/{MODEL_ID}") == 200
+    assert raw(hub, "GET", f"/api/models/{MODEL_ID}", **headers) in (400, 403)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"name": {}}', b"\xff", b"[" * 10_000, b'{"key": "file"}\n{}'])
+def test_a_malformed_request_is_the_senders_mistake(hub: RehearsalHub, api: HfApi, body: bytes) -> None:
+    api.create_repo(ADAPTER)
+    repo = f"/api/models/{ADAPTER}"
+    for path in ("/api/validate-yaml", "/api/repos/create", f"{repo}/preupload/main", f"{repo}/commit/main"):
+        assert 400 <= raw(hub, "POST", path, body) < 410
+    assert api.list_repo_files(ADAPTER) == []
+
+
+def test_no_request_keeps_it_busy(hub: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = json.dumps({"content": "---\n" + "\n" * 30_000}).encode()
+    assert raw(hub, "POST", "/api/validate-yaml", blank) == 200
+    assert raw(hub, "POST", "/api/validate-yaml", **{"Content-Length": "999999999"}) == 413
+    monkeypatch.setattr(hub_module, "_PATIENCE_S", 0.1)
+    assert raw(hub, "POST", "/api/validate-yaml", **{"Content-Length": "9"}) == 408
+
+
 @pytest.mark.parametrize("token", [False, "hf_somebody_elses"])
 def test_the_token_is_required(hub: RehearsalHub, tmp_path: Path, token: str | bool) -> None:
     api = HfApi(endpoint=hub.endpoint, token=token)
@@ -216,6 +276,7 @@ def test_the_token_is_required(hub: RehearsalHub, tmp_path: Path, token: str | b
         lambda: api.model_info(MODEL_ID),
         lambda: api.hf_hub_download(MODEL_ID, "config.json", cache_dir=tmp_path),
         lambda: api.create_repo(ADAPTER),
+        lambda: api._validate_yaml(CARD),
     ):
         with pytest.raises(HfHubHTTPError, match="This is a rehearsal Hub on this machine") as refused:
             call()
@@ -245,9 +306,13 @@ def test_no_path_or_name_leaves_the_folders(hub: RehearsalHub, tmp_path: Path) -
     record = {"id": "learner/secret", "private": False, "commits": []}
     for folder in (tmp_path, tmp_path / "hub"):
         (folder / "secret.json").write_text(json.dumps(record))
-    for name in ("..", "../../secret", "a/b", "-a", "é", ""):
+    for name in ("..", "../../secret", "a/b", "-a", "é", "", "a--b", "a..b", "a.git"):
         assert raw(hub, "POST", "/api/repos/create", json.dumps({"name": name}).encode()) == 404
     assert not list((tmp_path / "hub").rglob("models/**/*.json"))
+    client(hub).create_repo(ADAPTER)
+    for path in ("../file", "/file", "a//b", ".", "", ".git/config"):
+        lines = {"value": {"summary": ""}}, {"key": "file", "value": {"path": path, "content": ""}}
+        assert raw(hub, "POST", f"/api/models/{ADAPTER}/commit/main", "\n".join(map(json.dumps, lines)).encode()) == 400
     outside = ("../manifest.json", "..%2fmanifest.json", "%2e%2e/manifest.json")
     files = [f"/{MODEL_ID}/resolve/main/{path}" for path in outside]
     repos = [f"/api/{name}" for name in ("models/learner/..%2f..%2fsecret", "models/..%2f../secret", "../x/secret")]

@@ -39,6 +39,26 @@ def test_a_file_that_was_changed_is_named_where_its_size_is_the_same(finished: P
         manifest.verify(finished)
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", '{"a": 1}', '{"adapter_config.json": {"size": 3}}', "\xff", "[" * 10_000, '{"/a": {}}']
+)
+def test_a_manifest_that_is_malformed_is_an_error(finished: Path, text: str) -> None:
+    (finished / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FtlibError, match=r"^(found )?adapter/"):
+        manifest.verify(finished)
+
+
+@pytest.mark.parametrize("name", ["../outside", "..\\outside", "sub/../../outside", "{folder}/outside"])
+def test_a_path_that_leads_out_of_the_folder_is_an_error(finished: Path, name: str) -> None:
+    data = b"right in every byte"
+    outside = finished / name.format(folder=finished.parent)
+    outside.write_bytes(data) if "sub" not in name else None
+    listed = {str(outside) if "{" in name else name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    (finished / "manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(FtlibError, match=r"^found adapter/manifest.json unreadable"):
+        manifest.verify(finished)
+
+
 def test_a_file_that_is_missing_when_it_is_written_is_an_error(finished: Path) -> None:
     (finished / "adapter_config.json").unlink()
     with pytest.raises(FtlibError, match=r"adapter/ lacks \['adapter_config.json'\]"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ftlib.errors import FtlibError
 from ftlib.session import records
 
 OLD, NAME = {"old": 1}, "03_load_model"
@@ -21,3 +22,10 @@ def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         records.write(tmp_path, NAME, {"new": 2})
     assert records.read(tmp_path, NAME) == OLD
+
+
+@pytest.mark.parametrize("text", [b"", b'{"cut": ', b"[1]", b"null", b'{"a": "\xff"}', b"[" * 10_000])
+def test_a_damaged_record_names_itself_and_the_notebook_that_writes_it(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / f"{NAME}.json").write_bytes(text)
+    with pytest.raises(FtlibError, match=rf"/{NAME}\.json is not readable \(.+\); run {NAME}\.ipynb again$"):
+        records.read(tmp_path, NAME)

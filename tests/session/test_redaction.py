@@ -31,7 +31,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-NAMES = ["HF_TOKEN", "my_api_key", "AZURE_CLIENT_SECRET", "DB_PASSWORD", "STORAGE_CONNECTION_STRING", "SAS", "KEY_1"]
+NAMES = [
+    "HF_TOKEN",
+    "my_api_key",
+    "AZURE_CLIENT_SECRET",
+    "DB_PASSWORD",
+    "STORAGE_CONNECTION_STRING",
+    "SAS",
+    "KEY_1",
+    "HF_PAT",
+    "DB_PASS",
+    "MYSQL_PWD",
+    "NPM_AUTH",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,6 +59,8 @@ def test_a_variable_whose_name_says_so_is_secret(monkeypatch: pytest.MonkeyPatch
         ("USE_TOKEN", "true"),
         ("API_KEY", "xxxxxxxxxxxxxxxx"),
         ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
+        ("PWD", "/a/folder/that/was/deleted"),
+        ("SSH_AUTH_SOCK", "/a/socket/that/was/deleted"),
         ("GOOGLE_APPLICATION_CREDENTIALS", str(Path(__file__))),
     ],
 )
@@ -113,6 +127,14 @@ def test_no_form_of_a_secret_stays(monkeypatch: pytest.MonkeyPatch, encode: Call
         ("https://x.blob.core.windows.net/c?sv=2024&sig=AbCdEfGhIjKlMnOpQr%2Bs%3D", f"https://x.blob.core.windows.net/c?sv=2024&sig={REMOVED}"),
         ("AccountName=x;AccountKey=AbCdEfGhIjKlMnOpQrSt+/==;End", f"AccountName=x;AccountKey={REMOVED};End"),
         ("proxy http://me:pa55word@proxy:3128", f"proxy http://{REMOVED}@proxy:3128"),
+        ("git clone https://0123456789abcdef0123456789abcdef@host/x", f"git clone https://{REMOVED}@host/x"),
+        ("key ghp_" + "aB3dE6" * 6 + ".", f"key {REMOVED}."),
+        ("github_pat_11ABCDEFG0_" + "aB3dE6gH9j" * 5, REMOVED),
+        ("xoxb-123456789012-" + "aB3dE6gH9j" * 2, REMOVED),
+        ("https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXX", f"https://hooks.slack.com/services/{REMOVED}"),
+        ("OPENAI=sk-proj-" + "aB3dE6gH9j" * 4, f"OPENAI={REMOVED}"),
+        ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"aws_secret_access_key = {REMOVED}"),
+        ("Authorization: Basic dXNlcjpwYTU1d29yZA==", f"Authorization: Basic {REMOVED}"),
     ],
 )  # fmt: skip
 def test_secrets_from_elsewhere_are_known_by_their_shape(text: str, expected: str) -> None:
@@ -129,6 +151,8 @@ def test_secrets_from_elsewhere_are_known_by_their_shape(text: str, expected: st
         f"sha256:{hashlib.sha256(b'adapter').hexdigest()}  adapter_model.safetensors",
         "http://127.0.0.1:8080/api/models/x@main, https://huggingface.co:443/a/b, me@example.org",
         "sig=0.05, config=abc, design=blue, trackio.init(embed=False, write_token=None)",
+        "Basic responsibilities, basic-understanding, a risk-averse-and-long-dashed-word, sk-learn-pipelines-in-depth",
+        "https://me@example.org/x, git+ssh://git@github.com/a/b, gh_pages, ghp_short, git blob 0123456789abcdef@main",
         "¿Cuál es el capital de Australia? <|channel|>analysis<|message|>L'utilisateur demande…",
     ],
 )

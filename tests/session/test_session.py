@@ -67,6 +67,9 @@ def persons_own(tmp_path: Path) -> dict[str, str]:
         "HF_TOKEN_PATH": str(home / "hf/token"),
         "HF_HUB_CACHE": str(home / "hf/hub"),
         "HUGGING_FACE_HUB_TOKEN": PLANTED,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "ALL_PROXY": "socks5://127.0.0.1:9",
         "HTTP_PROXY": "http://127.0.0.1:9",
         "http_proxy": "http://127.0.0.1:9",
         "NO_PROXY": "",
@@ -105,6 +108,7 @@ print(json.dumps({
         **persons_own,
     )
     output = project / "outputs/tiny"
+    assert output.stat().st_mode & 0o777 == 0o700, "others see nothing of it"
     assert (told["account"], told["repo"], told["rows"], told["device"]) == ("learner", "learner/mine", 1000, "cpu")
     assert told["again"] == [True, True]
     message = "this kernel already works with profile tiny and writes to outputs/tiny; restart it to change either"
