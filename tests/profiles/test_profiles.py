@@ -69,9 +69,9 @@ def test_a_file_changes_only_what_it_says(write: Write, monkeypatch: pytest.Monk
 
 
 def test_what_else_the_libraries_accept_reaches_their_calls(write: Write) -> None:
-    profile = profiles.load(write('extends = "tiny"\n[train]\nmax_steps = 3\n[lora]\nlora_dropout = 0.1\n'))
+    profile = profiles.load(write('extends = "tiny"\n[train]\nmax_steps = 3\n[lora]\nuse_rslora = true\n'))
     assert dict(profile.train) == dict(profiles.load("tiny").train) | {"max_steps": 3}
-    assert dict(profile.lora)["lora_dropout"] == 0.1
+    assert dict(profile.lora)["use_rslora"]
 
 
 REFUSED = [  # beside those of helpers/bad_inputs
