@@ -303,7 +303,7 @@ class Profile(Section):
         modules = [f".model.layers.{layer}.self_attn.{name}" for layer in range(layers) for name in LINEAR_LAYERS]
         for name in [] if named == "all-linear" else named:
             if not any(module.endswith(f".{name}") for module in modules):
-                hint = nearest(name, LINEAR_LAYERS)
+                hint = nearest(name.rpartition(".")[2], LINEAR_LAYERS)
                 yield f"lora.target_modules: {self.hub.model} has no linear layer {name!r} to adapt; {hint}"
         if not named and not expert_layers:
             yield "lora.target_modules and recipe.expert_layers are empty: nothing would learn; fill one of them"
