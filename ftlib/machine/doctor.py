@@ -4,6 +4,8 @@ import os
 import platform
 import shutil
 import sysconfig
+import tempfile
+from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 OK = "ok"
 LOCK = "requirements.lock"
+OUT_OF_REACH = "the Hub is out of reach"  # as hub_client begins
+NOT_WRITABLE = "a folder that cannot be written"
 
 
 class Check(NamedTuple):
@@ -40,7 +44,9 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     import pandas as pd
 
     first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
-    needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
+    compute_rows = _compute(profile)
+    ready = all(row.verdict == OK for row in compute_rows)  # or SFTConfig would say the same in other words
+    needed = [*compute_rows, *([_arguments(profile)] * ready), *_room(profile, output_dir), *_hub(profile)]
     return pd.DataFrame(first + needed, columns=list(Check._fields))
 
 
@@ -48,7 +54,8 @@ def check_disk(profile: Profile, output_dir: Path) -> None:
     """Raise an FtlibError if there is too little room for what a run will download and write."""
     for check in _disk(profile, output_dir):
         if check.verdict != OK:
-            raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
+            expected = "one that can be written" if NOT_WRITABLE in check.found else "more"
+            raise FtlibError(f"{check.check}: found {check.found}, expected {expected}; {check.verdict}")
 
 
 def check_compute(profile: Profile) -> None:
@@ -97,6 +104,26 @@ def _compiler() -> Check:
     return Check("C compiler", found, OK if name and headers else advice)
 
 
+def _arguments(profile: Profile) -> Check:
+    """Do the libraries take the profile's arguments here? Notebook 4 would find out after it has loaded the model."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    try:
+        SFTConfig(**dict(profile.train), output_dir=os.devnull)
+        LoraConfig(**dict(profile.lora))
+        return Check("arguments", "as SFTConfig and LoraConfig take them", OK)
+    except Exception as error:  # theirs are of many kinds
+        return Check("arguments", f"{type(error).__name__} in [train] or [lora]", " ".join(str(error).split()))
+
+
+def _room(profile: Profile, output_dir: Path) -> list[Check]:
+    try:
+        return [_memory(profile), *_disk(profile, output_dir)]
+    except FtlibError as error:  # of a model whose size is unknown, or that lacks a layer
+        return [Check("memory and disk", "not known", str(error))]
+
+
 def _memory(profile: Profile) -> Check:
     on_gpu, shape = not profile.train.use_cpu, architecture.shape_of(profile.hub)
     needed = sum(planner.memory(profile, shape, planner.Batch.of(profile), on_gpu).values())
@@ -123,6 +150,11 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
         verdict = f"make room for {gb(room)} of {' and '.join(beside)}, or {otherwise}"
         # A volume that is mounted over the network may not know its size and say 0.
         found = f"{usage.free / 1e9:.1f} GB free" if usage.total else "not known"
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            checks.append(Check(f"disk for {what}", f"{NOT_WRITABLE} ({error.strerror})", f"allow it, or {otherwise}"))
+            continue
         checks.append(Check(f"disk for {what}", found, verdict if usage.total and usage.free < room else OK))
     return checks
 
@@ -146,18 +178,39 @@ def _to_download(profile: Profile) -> float:
 
 
 def _hub(profile: Profile) -> list[Check]:
-    """Does the Hub have the model, and may the adapter be pushed there?"""
+    """Does the Hub have the model and the data set, and may the adapter be pushed there?"""
     from huggingface_hub import HfApi
 
-    hub = profile.hub
+    api, hub, data = HfApi(), profile.hub, profile.data
     where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
+    asked = [("model", hub.model, hub.model_revision, ("hub.model", "hub.model_revision"), api.model_info)]
+    if data.revision:
+        asked.append(("data set", data.dataset, data.revision, ("data.dataset", "data.revision"), api.dataset_info))
+    checks, verdict = [], OK
+    for what, repo, revision, keys, ask in asked:
+        if not verdict.startswith(OUT_OF_REACH):  # or one would wait as long again
+            verdict = _visible(ask, repo, revision, keys)
+        checks.append(Check(what, f"{repo}, {where}", verdict))
+    if verdict.startswith(OUT_OF_REACH):
+        return [*checks, Check("push target", hub.push_target, verdict)]
     try:
-        HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_client.TIMEOUT_S)
-        model = Check("Hub", where, OK)
-    except Exception as error:  # whatever the network does, it is a row and not a traceback
-        said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
-        model = Check("Hub", f"{where} for {hub.model}", said)
-    try:
-        return [model, Check("push target", hub_client.check_access(hub), OK)]
+        return [*checks, Check("push target", hub_client.check_access(hub), OK)]
     except FtlibError as error:
-        return [model, Check("push target", hub.push_target, str(error))]
+        return [*checks, Check("push target", hub.push_target, str(error))]
+
+
+def _visible(ask: Callable[..., object], repo: str, revision: str, keys: tuple[str, str]) -> str:
+    """OK if the Hub shows a repository's revision to this token, or what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        ask(repo, revision=revision, timeout=hub_client.TIMEOUT_S)
+        return OK
+    except GatedRepoError:
+        return f"its owner grants access: ask for it on the page of {repo}, or change {keys[0]}"
+    except RepositoryNotFoundError:
+        return f"there is none that your token may see; change {keys[0]}, or {hub_client.LOG_IN}"
+    except RevisionNotFoundError:
+        return f"it has no commit {revision}; change {keys[1]}"
+    except Exception as error:  # whatever the network does, it is a row and not a traceback
+        return hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"

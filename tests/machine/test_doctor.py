@@ -43,18 +43,18 @@ def rehearsal(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehear
         yield hub
 
 
-def rows(profile: str = "tiny", **changes: Any) -> dict[str, doctor.Check]:
+def rows(profile: str = "tiny", section: str = "hub", **changes: Any) -> dict[str, doctor.Check]:
     loaded = profiles.load(profile)
-    hub = loaded.hub.model_copy(update=changes)
-    frame = doctor.report(loaded.model_copy(update={"hub": hub}), Path("outputs").absolute())
+    changed = getattr(loaded, section).model_copy(update=changes)
+    frame = doctor.report(loaded.model_copy(update={section: changed}), Path("outputs").absolute())
     return {row[0]: doctor.Check(*row) for row in frame.itertuples(index=False)}
 
 
 def test_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.compute, "rows", lambda: [("Azure's", "as it should be", "ok")])
-    asked = ["Python", "packages", "Azure's", "device", "memory", "disk for downloads", "disk for outputs"]
+    asked = ["Python", "packages", "Azure's", "device", "arguments", "memory", "disk for downloads"]
     found = rows()
-    assert list(found) == [*asked, "Hub", "push target"]
+    assert list(found) == [*asked, "disk for outputs", "model", "data set", "push target"]
     assert {check for check, row in found.items() if row.verdict != "ok"} == {"packages"}, "there is no lock here"
     assert found["push target"].found == "learner/gpt-oss-tiny-multilingual-reasoner"
     assert rehearsal.token not in str(found)
@@ -182,13 +182,41 @@ def test_hub_that_is_silent_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         found = rows(LARGE)
-    for check in ("Hub", "push target"):
+    for check in ("model", "data set", "push target"):
         assert found[check].verdict.startswith("the Hub is out of reach (")
     assert TOKEN not in str(found)
 
 
 def test_what_the_hub_lacks_or_refuses_is_named(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "that may not write to lab/thing; use a token" in rows(push_target="lab/thing")["push target"].verdict
-    assert "check hub.push_target and hub.model" in rows(model="rehearsal/none")["Hub"].verdict
+    assert "none that your token may see; change hub.model" in rows(model="rehearsal/none")["model"].verdict
+    assert "; change hub.model_revision" in rows(model_revision="0" * 40)["model"].verdict
+    assert "; change data.dataset" in rows(section="data", dataset="rehearsal/none")["data set"].verdict
+    assert "; change data.revision" in rows(section="data", revision="0" * 40)["data set"].verdict
+    assert "data set" not in rows(section="data", dataset="mine.csv", revision=None)
     monkeypatch.delenv("HF_TOKEN")
     assert "run `hf auth login`" in rows()["push target"].verdict
+
+
+def test_a_model_that_nobody_knows_is_a_row_too(rehearsal: RehearsalHub) -> None:
+    found = rows(LARGE, model="rehearsal/none")
+    assert "rehearsal/none: found its config.json neither in the cache nor" in found["memory and disk"].verdict
+    assert "change hub.model" in found["model"].verdict
+    beyond = rows(section="recipe", expert_layers=(4,))["memory and disk"].verdict
+    assert beyond.startswith("recipe.expert_layers names [4], but the model has layers 0 to 3")
+
+
+def test_arguments_that_the_libraries_refuse_are_a_row(rehearsal: RehearsalHub) -> None:
+    row = rows(section="train", dataloader_prefetch_factor=2)["arguments"]
+    assert (row.found, row.verdict[:30]) == ("ValueError in [train] or [lora]", "--dataloader_prefetch_factor c")
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, machine: Path) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(
+        FtlibError, match=r"found a folder .* \(Permission denied\), expected one .*; allow it, or set HF_"
+    ):
+        doctor.check_disk(profiles.load(LARGE), machine / "outputs")
