@@ -46,8 +46,10 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
     compute_rows = _compute(profile)
     ready = all(row.verdict == OK for row in compute_rows)  # or SFTConfig would say the same in other words
-    needed = [*compute_rows, *([_arguments(profile)] * ready), *_room(profile, output_dir), *_hub(profile)]
-    return pd.DataFrame(first + needed, columns=list(Check._fields))
+    needed = [*compute_rows, *([_arguments(profile)] * ready)]
+    hub = _hub(profile)
+    rows = [*first, *needed, *_room(profile, output_dir, hub[0].verdict), *hub]
+    return pd.DataFrame(rows, columns=list(Check._fields))
 
 
 def check_disk(profile: Profile, output_dir: Path) -> None:
@@ -117,8 +119,11 @@ def _arguments(profile: Profile) -> Check:
         return Check("arguments", f"{type(error).__name__} in [train] or [lora]", " ".join(str(error).split()))
 
 
-def _room(profile: Profile, output_dir: Path) -> list[Check]:
+def _room(profile: Profile, output_dir: Path, hub: str) -> list[Check]:
+    """Memory and disk, by the model's config.json, which is not waited for where the Hub is out of reach."""
     try:
+        if hub.startswith(OUT_OF_REACH) and profile.hub.model not in architecture.PUBLISHED:
+            raise FtlibError(hub)
         return [_memory(profile), *_disk(profile, output_dir)]
     except FtlibError as error:  # of a model whose size is unknown, or that lacks a layer
         return [Check("memory and disk", "not known", str(error))]
@@ -179,20 +184,25 @@ def _to_download(profile: Profile) -> float:
 
 def _hub(profile: Profile) -> list[Check]:
     """Does the Hub have the model and the data set, and may the adapter be pushed there?"""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants, get_session
 
     api, hub, data = HfApi(), profile.hub, profile.data
-    where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
     asked = [("model", hub.model, hub.model_revision, ("hub.model", "hub.model_revision"), api.model_info)]
     if data.revision:
         asked.append(("data set", data.dataset, data.revision, ("data.dataset", "data.revision"), api.dataset_info))
-    checks, verdict = [], OK
-    for what, repo, revision, keys, ask in asked:
-        if not verdict.startswith(OUT_OF_REACH):  # or one would wait as long again
-            verdict = _visible(ask, repo, revision, keys)
-        checks.append(Check(what, f"{repo}, {where}", verdict))
-    if verdict.startswith(OUT_OF_REACH):
-        return [*checks, Check("push target", hub.push_target, verdict)]
+    try:
+        get_session().head(constants.ENDPOINT, timeout=hub_client.TIMEOUT_S)  # which the client does not try again
+    except Exception as error:
+        verdict = hub_client.explain(error) or f"{OUT_OF_REACH} ({type(error).__name__}); check the network"
+        return [
+            *(Check(what, repo, verdict) for what, repo, *_ in asked),
+            Check("push target", hub.push_target, verdict),
+        ]
+    where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
+    checks = [
+        Check(what, f"{repo}, {where}", _visible(ask, repo, revision, keys))
+        for what, repo, revision, keys, ask in asked
+    ]
     try:
         return [*checks, Check("push target", hub_client.check_access(hub), OK)]
     except FtlibError as error:
@@ -201,16 +211,16 @@ def _hub(profile: Profile) -> list[Check]:
 
 def _visible(ask: Callable[..., object], repo: str, revision: str, keys: tuple[str, str]) -> str:
     """OK if the Hub shows a repository's revision to this token, or what to do."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import errors
 
+    advice = {
+        errors.GatedRepoError: f"its owner grants access: ask for it on the page of {repo}, or change {keys[0]}",
+        errors.RepositoryNotFoundError: f"none that your token may see; change {keys[0]}, or {hub_client.LOG_IN}",
+        errors.RevisionNotFoundError: f"it has no commit {revision}; change {keys[1]}",
+    }
     try:
         ask(repo, revision=revision, timeout=hub_client.TIMEOUT_S)
         return OK
-    except GatedRepoError:
-        return f"its owner grants access: ask for it on the page of {repo}, or change {keys[0]}"
-    except RepositoryNotFoundError:
-        return f"there is none that your token may see; change {keys[0]}, or {hub_client.LOG_IN}"
-    except RevisionNotFoundError:
-        return f"it has no commit {revision}; change {keys[1]}"
     except Exception as error:  # whatever the network does, it is a row and not a traceback
-        return hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
+        otherwise = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
+        return next((line for kind, line in advice.items() if isinstance(error, kind)), otherwise)

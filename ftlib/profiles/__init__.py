@@ -118,8 +118,9 @@ def _read(path: Path, shown: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FtlibError(f"profile {path.name} extends itself; let it extend one of {shipped()}")
     values.setdefault("name", path.stem)
     data = values.get("data")
-    if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
-        data["dataset"] = str((path.parent / os.path.expanduser(data["dataset"])).resolve())  # noqa: PTH111
+    name = data.get("dataset") if isinstance(data, dict) else None
+    if isinstance(name, str) and is_local_path(name) and "\0" not in name:
+        data["dataset"] = str((path.parent / os.path.expanduser(name)).resolve())  # noqa: PTH111
     if "extends" not in values:
         return values
     if not isinstance(base := values.pop("extends"), str):

@@ -125,7 +125,7 @@ class Hub(Section):
 class Data(Section):
     """What is read, a Hub id with its commit or the path of a local file or folder, and what of it is held out."""
 
-    dataset: str
+    dataset: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     revision: Commit | None = None
     columns: dict[ColumnRole, str]
     on_bad_row: Literal["stop", "drop"]
@@ -176,14 +176,9 @@ class Lora(CallSection):
 
     call = "LoraConfig"
     not_for_profiles = frozenset(
-        [
-            *("target_parameters", "revision", "task_type", "inference_mode"),
-            *("runtime_config", "arrow_config", "alora_invocation_tokens"),
-        ]
+        {"target_parameters", "revision", "task_type", "inference_mode", "layers_to_transform"}
     )
-    works: ClassVar = {
-        "init_lora_weights": ((True, False, "gaussian", "pissa", "olora", "orthogonal"), "the others need data first")
-    }
+    works: ClassVar = {"init_lora_weights": ([True, False, "gaussian"], "the others cannot start an expert's adapter")}
 
     r: Count
     lora_alpha: Count
@@ -281,7 +276,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        for problem in (*self._not_here(), *self._not_with_this_model(), *self._not_with_peft()):
+        for problem in (*self._not_here(), *self._not_with_this_model()):
             raise ValueError(problem)
         return self
 
@@ -290,14 +285,19 @@ class Profile(Section):
         for section, attention in used.items():
             if self.train.use_cpu and attention != "eager":
                 yield f"{section}.attn_implementation = {attention!r} needs a GPU; with train.use_cpu use 'eager'"
+        if self.recipe.adapter_dtype == "bfloat16" and self.model.dtype == "float32":
+            yield "recipe.adapter_dtype = 'bfloat16' does nothing with model.dtype = 'float32'; use 'float32'"
+        for name in ("lora_dropout", "use_dora", "lora_bias"):
+            if self.recipe.expert_layers and (value := dict(self.lora).get(name)):
+                yield f"lora.{name} = {value!r} is not for experts; leave it out, or set recipe.expert_layers = []"
 
     def _not_with_this_model(self) -> Iterator[str]:
         layers, most = SIZES.get(self.hub.model, (128, 2**31))
-        expert_layers, named, tokens = self.recipe.expert_layers, self.lora.target_modules, self.train.max_length
-        if missing := [layer for layer in expert_layers if layer >= layers]:
+        experts, named, tokens = list(self.recipe.expert_layers), self.lora.target_modules, self.train.max_length
+        if missing := [layer for layer in experts if layer >= layers]:
             yield f"recipe.expert_layers names {missing}, but {self.hub.model} has layers 0 to {layers - 1}"
-        if len(set(expert_layers)) < len(expert_layers):
-            yield f"recipe.expert_layers = {list(expert_layers)}: expected each layer once"
+        if len(set(experts)) < len(experts):
+            yield f"recipe.expert_layers = {experts}: expected each layer once"
         if tokens > most:
             yield f"train.max_length = {tokens}: {self.hub.model} reads at most {most} tokens"
         modules = [f".model.layers.{layer}.self_attn.{name}" for layer in range(layers) for name in LINEAR_LAYERS]
@@ -305,22 +305,8 @@ class Profile(Section):
             if not any(module.endswith(f".{name}") for module in modules):
                 hint = nearest(name.rpartition(".")[2], LINEAR_LAYERS)
                 yield f"lora.target_modules: {self.hub.model} has no linear layer {name!r} to adapt; {hint}"
-        if not named and not expert_layers:
+        if not named and not experts:
             yield "lora.target_modules and recipe.expert_layers are empty: nothing would learn; fill one of them"
-
-    def _not_with_peft(self) -> Iterator[str]:
-        if self.recipe.adapter_dtype == "bfloat16" and self.model.dtype == "float32":
-            yield "recipe.adapter_dtype = 'bfloat16' does nothing with model.dtype = 'float32'; use 'float32'"
-        given = {name: value for name, value in self.lora if value not in (None, False, 0)}
-        if given.get("init_lora_weights") in (True, "gaussian"):
-            del given["init_lora_weights"]
-        refused = [name for name in ("lora_dropout", "use_dora", "lora_bias", "init_lora_weights") if name in given]
-        if refused and self.recipe.expert_layers:
-            name = refused[0]
-            yield f"lora.{name} = {given[name]!r} is not for experts; leave it out, or set recipe.expert_layers = []"
-        for name in ("layers_to_transform", "layers_pattern"):
-            if name in given and self.lora.target_modules == "all-linear":
-                yield f"lora.{name} needs lora.target_modules as a list, such as {LINEAR_LAYERS}"
 
     def accumulation_steps(self, world_size: int) -> int:
         """Micro-batches to gather before each update, so that one process and `world_size` train the same thing."""

@@ -83,6 +83,7 @@ PROFILES = [
             for name in ("a..b", "a--b", "me/a.git", "é", "-a", "a.", "me/x/y", "a" * 97)
         ),
         ('[hub]\nmodel = "lab/a--b"', "hub.model = 'lab/a--b'", "at most 96"),
+        ('[data]\ndataset = "a\\u0000.csv"', "data.dataset = 'a\\x00.csv'", "pattern"),
         ('[data]\ndataset = "lab/a..b"', "data.dataset 'lab/a..b' is neither", "nor a path"),
         ("[recipe]\nexpert_layers = [1, 99]", "recipe.expert_layers names [99]", "has layers 0 to 3"),
         ("[recipe]\nexpert_layers = [1, 1]", "recipe.expert_layers = [1, 1]", "each layer once"),
@@ -100,9 +101,7 @@ PROFILES = [
         ('[lora]\ntarget_modules = ["q_proj", "q_proj"]', "lora.target_modules = ['q_proj', 'q_proj']", "each once"),
         ("[recipe]\nexpert_layers = []\n[lora]\ntarget_modules = []", "nothing would learn", "fill one of them"),
         ("[lora]\nlora_dropout = 0.1", "lora.lora_dropout = 0.1 is not for experts", "recipe.expert_layers = []"),
-        ('[lora]\ninit_lora_weights = "pissa"', "lora.init_lora_weights = 'pissa'", "recipe.expert_layers = []"),
-        ('[lora]\ninit_lora_weights = "eva"', "lora.init_lora_weights = 'eva'", "'gaussian'"),
-        ("[lora]\nlayers_to_transform = [0]", "lora.layers_to_transform needs", "as a list"),
+        ('[lora]\ninit_lora_weights = "pissa"', "lora.init_lora_weights = 'pissa'", "'gaussian'"),
         ("[lora]\ninference_mode = true", "lora.inference_mode cannot be set", "leave it out"),
         ('[train]\neval_strategy = "steps"', "train.eval_strategy = 'steps': expected 'no'", "no rows to evaluate"),
         ('[train]\nlr_scheduler_type = "greedy"', "train.lr_scheduler_type = 'greedy'", "no rows to evaluate"),
