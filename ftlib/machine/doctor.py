@@ -5,7 +5,6 @@ import platform
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 OK = "ok"
 LOCK = "requirements.lock"
 OUT_OF_REACH = "the Hub is out of reach"  # as hub_client begins
-NOT_WRITABLE = "a folder that cannot be written"
 
 
 class Check(NamedTuple):
@@ -56,8 +54,7 @@ def check_disk(profile: Profile, output_dir: Path) -> None:
     """Raise an FtlibError if there is too little room for what a run will download and write."""
     for check in _disk(profile, output_dir):
         if check.verdict != OK:
-            expected = "one that can be written" if NOT_WRITABLE in check.found else "more"
-            raise FtlibError(f"{check.check}: found {check.found}, expected {expected}; {check.verdict}")
+            raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
 
 
 def check_compute(profile: Profile) -> None:
@@ -154,13 +151,13 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
         usage, room = shutil.disk_usage(folder), sum(beside.values())
         verdict = f"make room for {gb(room)} of {' and '.join(beside)}, or {otherwise}"
         # A volume that is mounted over the network may not know its size and say 0.
+        verdict = verdict if usage.total and usage.free < room else OK
         found = f"{usage.free / 1e9:.1f} GB free" if usage.total else "not known"
         try:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            checks.append(Check(f"disk for {what}", f"{NOT_WRITABLE} ({error.strerror})", f"allow it, or {otherwise}"))
-            continue
-        checks.append(Check(f"disk for {what}", found, verdict if usage.total and usage.free < room else OK))
+            found, verdict = f"none that may be written ({error.strerror})", f"change its permissions, or {otherwise}"
+        checks.append(Check(f"disk for {what}", found, verdict))
     return checks
 
 
@@ -184,43 +181,23 @@ def _to_download(profile: Profile) -> float:
 
 def _hub(profile: Profile) -> list[Check]:
     """Does the Hub have the model and the data set, and may the adapter be pushed there?"""
-    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub import HfApi
 
-    api, hub, data = HfApi(), profile.hub, profile.data
-    asked = [("model", hub.model, hub.model_revision, ("hub.model", "hub.model_revision"), api.model_info)]
-    if data.revision:
-        asked.append(("data set", data.dataset, data.revision, ("data.dataset", "data.revision"), api.dataset_info))
-    try:
-        get_session().head(constants.ENDPOINT, timeout=hub_client.TIMEOUT_S)  # which the client does not try again
-    except Exception as error:
-        verdict = hub_client.explain(error) or f"{OUT_OF_REACH} ({type(error).__name__}); check the network"
-        return [
-            *(Check(what, repo, verdict) for what, repo, *_ in asked),
-            Check("push target", hub.push_target, verdict),
-        ]
+    hub, data = profile.hub, profile.data
+    asked = [("model", HfApi().model_info, hub.model, hub.model_revision)]
+    asked += [("data set", HfApi().dataset_info, data.dataset, data.revision)] if data.revision else []
     where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
-    checks = [
-        Check(what, f"{repo}, {where}", _visible(ask, repo, revision, keys))
-        for what, repo, revision, keys, ask in asked
-    ]
+    checks = []
+    for what, ask, repo, revision in asked:
+        try:
+            ask(repo, revision=revision, timeout=hub_client.TIMEOUT_S)
+            checks.append(Check(what, f"{repo}, {where}", OK))
+        except Exception as error:  # whatever the network does, it is a row and not a traceback
+            said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
+            checks.append(Check(what, f"{repo}, {where}", said))
+            if said.startswith(OUT_OF_REACH):  # the next question would wait as long again
+                return checks
     try:
         return [*checks, Check("push target", hub_client.check_access(hub), OK)]
     except FtlibError as error:
         return [*checks, Check("push target", hub.push_target, str(error))]
-
-
-def _visible(ask: Callable[..., object], repo: str, revision: str, keys: tuple[str, str]) -> str:
-    """OK if the Hub shows a repository's revision to this token, or what to do."""
-    from huggingface_hub import errors
-
-    advice = {
-        errors.GatedRepoError: f"its owner grants access: ask for it on the page of {repo}, or change {keys[0]}",
-        errors.RepositoryNotFoundError: f"none that your token may see; change {keys[0]}, or {hub_client.LOG_IN}",
-        errors.RevisionNotFoundError: f"it has no commit {revision}; change {keys[1]}",
-    }
-    try:
-        ask(repo, revision=revision, timeout=hub_client.TIMEOUT_S)
-        return OK
-    except Exception as error:  # whatever the network does, it is a row and not a traceback
-        otherwise = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
-        return next((line for kind, line in advice.items() if isinstance(error, kind)), otherwise)
