@@ -106,7 +106,7 @@ def _compiler() -> Check:
 def _arguments(profile: Profile) -> Check:
     """Do the libraries take the profile's arguments here? Notebook 4 would find out after it has loaded the model."""
     from peft import LoraConfig
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     try:
         SFTConfig(**dict(profile.train), output_dir=os.devnull)
@@ -184,13 +184,14 @@ def _hub(profile: Profile) -> list[Check]:
     from huggingface_hub import HfApi
 
     hub, data = profile.hub, profile.data
-    asked = [("model", HfApi().model_info, hub.model, hub.model_revision)]
-    asked += [("data set", HfApi().dataset_info, data.dataset, data.revision)] if data.revision else []
+    asked = {"model": (hub.model, hub.model_revision)}
+    asked |= {"data set": (data.dataset, data.revision)} if data.revision else {}
     where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
     checks = []
-    for what, ask, repo, revision in asked:
+    for what, (repo, revision) in asked.items():
+        kind = what.replace(" ", "")
         try:
-            ask(repo, revision=revision, timeout=hub_client.TIMEOUT_S)
+            HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=hub_client.TIMEOUT_S)
             checks.append(Check(what, f"{repo}, {where}", OK))
         except Exception as error:  # whatever the network does, it is a row and not a traceback
             said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"

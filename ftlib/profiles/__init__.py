@@ -75,8 +75,10 @@ def load(name: str | Path) -> Profile:
 
 def path_of(name: str | Path) -> Path:
     """The file of a profile, which need not exist; in notebooks/, a path may begin in the project's folder, too."""
-    if not str(name).endswith(".toml"):
+    if str(name) in shipped():
         return FOLDER / f"{name}.toml"
+    if not str(name).endswith(".toml"):
+        raise FtlibError(f"profile {SHORT.repr(str(name))} is unknown; {nearest(str(name), shipped())}")
     above = Path("..") / name
     return above if Path.cwd().name == "notebooks" and not Path(name).exists() and above.exists() else Path(name)
 
@@ -111,20 +113,17 @@ def _shown(name: str) -> str:
 
 def _read(path: Path, shown: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a profile file, laid over those of the file that it extends."""
-    if path.parent == FOLDER and path.stem not in shipped():
-        raise FtlibError(f"profile {shown!r} is unknown; {nearest(shown, shipped())}")
     values = _values(path, shown)
     if (path := path.resolve()) in seen:
         raise FtlibError(f"profile {path.name} extends itself; let it extend one of {shipped()}")
     values.setdefault("name", path.stem)
     data = values.get("data")
-    name = data.get("dataset") if isinstance(data, dict) else None
-    if isinstance(name, str) and is_local_path(name) and "\0" not in name:
+    if isinstance(data, dict) and isinstance(name := data.get("dataset"), str) and is_local_path(name):
         data["dataset"] = str((path.parent / os.path.expanduser(name)).resolve())  # noqa: PTH111
     if "extends" not in values:
         return values
     if not isinstance(base := values.pop("extends"), str):
-        raise FtlibError(f"profile {shown}: extends = {base!r}: expected one of {shipped()}, or a path")
+        raise FtlibError(f"profile {shown}: extends = {SHORT.repr(base)}: expected one of {shipped()}, or a path")
     parent = path.parent / base if base.endswith(".toml") else path_of(base)
     return _overlay(_read(parent, _shown(base), (*seen, path)), values)
 

@@ -17,22 +17,15 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]  # nothing that a profile counts i
 # The Hub's rule for names as huggingface_hub's `validate_repo_id` has it, which must not be imported before `start`.
 REPO_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 # How many layers a model has and how many tokens it can read, where that is known without its config.json.
-SIZES = {
-    "rehearsal/gpt-oss-tiny": (4, 4_096),
-    "openai/gpt-oss-20b": (24, 131_072),
-    "openai/gpt-oss-120b": (36, 131_072),
-}
+SIZES = {"rehearsal/gpt-oss-tiny": (4, 4_096), "openai/gpt-oss-20b": (24, 2**17), "openai/gpt-oss-120b": (36, 2**17)}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # The `lr_scheduler_kwargs` of each schedule: exactly one of the first, and any of the others.
 SCHEDULES: dict[str, tuple[list[str], list[str]]] = {
-    "linear": ([], []),
-    "cosine": ([], ["num_cycles"]),
-    "cosine_with_restarts": ([], ["num_cycles"]),
+    **dict.fromkeys(("linear", "constant", "constant_with_warmup"), ([], [])),
+    **dict.fromkeys(("cosine", "cosine_with_restarts"), ([], ["num_cycles"])),
     "cosine_with_min_lr": (["min_lr", "min_lr_rate"], ["num_cycles"]),
     "cosine_warmup_with_min_lr": (["min_lr", "min_lr_rate"], ["num_cycles", "warmup_lr_rate"]),
     "polynomial": ([], ["lr_end", "power"]),
-    "constant": ([], []),
-    "constant_with_warmup": ([], []),
     "inverse_sqrt": ([], ["timescale"]),
     "warmup_stable_decay": (["num_decay_steps"], ["num_stable_steps", "min_lr_ratio", "num_cycles"]),
 }
@@ -47,7 +40,7 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 def is_local_path(dataset: str) -> bool:
     """Whether a data set's name is a path: a file by its ending, a folder by its beginning."""
-    return dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~"))
+    return "\0" not in dataset and (dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~")))
 
 
 def _real_day(text: str) -> str:
@@ -125,7 +118,7 @@ class Hub(Section):
 class Data(Section):
     """What is read, a Hub id with its commit or the path of a local file or folder, and what of it is held out."""
 
-    dataset: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    dataset: str
     revision: Commit | None = None
     columns: dict[ColumnRole, str]
     on_bad_row: Literal["stop", "drop"]

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import constants
@@ -198,7 +199,8 @@ def test_what_the_hub_lacks_or_refuses_is_named(rehearsal: RehearsalHub, monkeyp
     assert "run `hf auth login`" in rows()["push target"].verdict
 
 
-def test_a_model_that_nobody_knows_is_a_row_too(rehearsal: RehearsalHub) -> None:
+def test_a_model_that_nobody_knows_is_a_row_too(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError))
     found = rows(LARGE, model="rehearsal/none")
     assert "rehearsal/none: found its config.json neither in the cache nor" in found["memory and disk"].verdict
     assert found["model"].verdict.startswith("the Hub answers 404 Not Found")
