@@ -85,7 +85,11 @@ PROFILES = [
         ('[hub]\nmodel = "lab/a--b"', "hub.model = 'lab/a--b'", "at most 96"),
         ('[data]\ndataset = "a\\u0000.csv"', "data.dataset 'a\\x00.csv' is neither", "nor a path"),
         ('[data]\ndataset = "lab/a..b"', "data.dataset 'lab/a..b' is neither", "nor a path"),
-        ("[recipe]\nexpert_layers = [1, 99]", "recipe.expert_layers names [99]", "has layers 0 to 3"),
+        (
+            "[recipe]\nexpert_layers = [1, 99]",
+            "recipe.expert_layers names [99]",
+            "but rehearsal/gpt-oss-tiny has layers 0 to 3",
+        ),
         ("[recipe]\nexpert_layers = [1, 1]", "recipe.expert_layers = [1, 1]", "each layer once"),
         ("[recipe]\nexpert_layers = [true]", "recipe.expert_layers.0 = True", "valid integer"),
         ('[recipe]\nadapter_dtype = "bfloat16"', "recipe.adapter_dtype = 'bfloat16' does nothing", "'float32'"),
