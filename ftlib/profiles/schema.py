@@ -74,7 +74,7 @@ def _targets(value: Any) -> Any:
 class Section(BaseModel):
     """A part of a profile: frozen, and strict about types and names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class CallSection(Section):

@@ -65,7 +65,7 @@ PROFILES = [
         ('[train]\nlearning_rate = "1e-4"', "train.learning_rate = '1e-4'", "write it without quotes"),
         ("[train]\nnum_train_epochs = 1.5", "train.num_train_epochs = 1.5", "integer"),
         ("[train]\nnum_train_epochs = 0", "train.num_train_epochs = 0", "greater than 0"),
-        ("[train]\nlearning_rate = nan", "train.learning_rate = nan", "finite"),
+        ("[train]\nlearning_rate = nan", "train.learning_rate = nan", "less than 1"),
         ('[train]\nschedule = "cosine"', "train.schedule is now called train.lr_scheduler_type", "rename it"),
         ('[train]\nlr_scheduler_type = "cosin"', "train.lr_scheduler_type = 'cosin'", "'cosine_with_min_lr'"),
         ('[data]\ntemplate_date = "2025-02-30"', "data.template_date = '2025-02-30'", "a real day as YYYY-MM-DD"),
