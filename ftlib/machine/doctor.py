@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sysconfig
+import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 OK = "ok"
 LOCK = "requirements.lock"
+OUT_OF_REACH = "the Hub is out of reach"  # as hub_client begins
 
 
 class Check(NamedTuple):
@@ -40,8 +42,12 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     import pandas as pd
 
     first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in compute.rows())]
-    needed = [*_compute(profile), _memory(profile), *_disk(profile, output_dir), *_hub(profile)]
-    return pd.DataFrame(first + needed, columns=list(Check._fields))
+    compute_rows = _compute(profile)
+    ready = all(row.verdict == OK for row in compute_rows)  # or SFTConfig would say the same in other words
+    needed = [*compute_rows, *([_arguments(profile)] * ready)]
+    hub = _hub(profile)
+    rows = [*first, *needed, *_room(profile, output_dir, hub[0].verdict), *hub]
+    return pd.DataFrame(rows, columns=list(Check._fields))
 
 
 def check_disk(profile: Profile, output_dir: Path) -> None:
@@ -97,6 +103,29 @@ def _compiler() -> Check:
     return Check("C compiler", found, OK if name and headers else advice)
 
 
+def _arguments(profile: Profile) -> Check:
+    """Do the libraries take the profile's arguments here? Notebook 4 would find out after it has loaded the model."""
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    try:
+        SFTConfig(**dict(profile.train), output_dir=os.devnull)
+        LoraConfig(**dict(profile.lora))
+        return Check("arguments", "as SFTConfig and LoraConfig take them", OK)
+    except Exception as error:  # theirs are of many kinds
+        return Check("arguments", f"{type(error).__name__} in [train] or [lora]", " ".join(str(error).split()))
+
+
+def _room(profile: Profile, output_dir: Path, hub: str) -> list[Check]:
+    """Memory and disk, by the model's config.json, which is not waited for where the Hub is out of reach."""
+    try:
+        if hub.startswith(OUT_OF_REACH) and profile.hub.model not in architecture.PUBLISHED:
+            raise FtlibError(hub)
+        return [_memory(profile), *_disk(profile, output_dir)]
+    except FtlibError as error:  # of a model whose size is unknown, or that lacks a layer
+        return [Check("memory and disk", "not known", str(error))]
+
+
 def _memory(profile: Profile) -> Check:
     on_gpu, shape = not profile.train.use_cpu, architecture.shape_of(profile.hub)
     needed = sum(planner.memory(profile, shape, planner.Batch.of(profile), on_gpu).values())
@@ -122,8 +151,13 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
         usage, room = shutil.disk_usage(folder), sum(beside.values())
         verdict = f"make room for {gb(room)} of {' and '.join(beside)}, or {otherwise}"
         # A volume that is mounted over the network may not know its size and say 0.
+        verdict = verdict if usage.total and usage.free < room else OK
         found = f"{usage.free / 1e9:.1f} GB free" if usage.total else "not known"
-        checks.append(Check(f"disk for {what}", found, verdict if usage.total and usage.free < room else OK))
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            found, verdict = f"none that may be written ({error.strerror})", f"change its permissions, or {otherwise}"
+        checks.append(Check(f"disk for {what}", found, verdict))
     return checks
 
 
@@ -146,18 +180,25 @@ def _to_download(profile: Profile) -> float:
 
 
 def _hub(profile: Profile) -> list[Check]:
-    """Does the Hub have the model, and may the adapter be pushed there?"""
+    """Does the Hub have the model and the data set, and may the adapter be pushed there?"""
     from huggingface_hub import HfApi
 
-    hub = profile.hub
+    hub, data = profile.hub, profile.data
+    asked = {"model": (hub.model, hub.model_revision)}
+    asked |= {"data set": (data.dataset, data.revision)} if data.revision else {}
     where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
+    checks = []
+    for what, (repo, revision) in asked.items():
+        kind = what.replace(" ", "")
+        try:
+            HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=hub_client.TIMEOUT_S)
+            checks.append(Check(what, f"{repo}, {where}", OK))
+        except Exception as error:  # whatever the network does, it is a row and not a traceback
+            said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
+            checks.append(Check(what, f"{repo}, {where}", said))
+            if said.startswith(OUT_OF_REACH):  # the next question would wait as long again
+                return checks
     try:
-        HfApi().model_info(hub.model, revision=hub.model_revision, timeout=hub_client.TIMEOUT_S)
-        model = Check("Hub", where, OK)
-    except Exception as error:  # whatever the network does, it is a row and not a traceback
-        said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
-        model = Check("Hub", f"{where} for {hub.model}", said)
-    try:
-        return [model, Check("push target", hub_client.check_access(hub), OK)]
+        return [*checks, Check("push target", hub_client.check_access(hub), OK)]
     except FtlibError as error:
-        return [model, Check("push target", hub.push_target, str(error))]
+        return [*checks, Check("push target", hub.push_target, str(error))]

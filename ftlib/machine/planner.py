@@ -35,6 +35,7 @@ HEAD_ROWS, HEAD_COLUMNS, CPU_HEAD_TILES = 4096, 32_768, 7
 # What a process takes besides its tensors: on a CPU measured, on a GPU estimated.
 PROCESS = {"Python and libraries": 0.8e9, "CUDA, NCCL and gaps": 4e9}
 OUTPUT_BYTES = 1e9  # on the disk, for what does not grow with the adapter: notebooks, curves, records
+YEAR_S = 365 * 24 * 3600
 CHECKPOINTS = 3  # two are kept while the next one is written
 
 
@@ -227,6 +228,10 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
     micro_batches = math.ceil(rows / (train.per_device_train_batch_size * nproc))
     tokens = padded * train.num_train_epochs
     flops = architecture.useful_flops(shape, tokens) / nproc
+    steps = train.num_train_epochs * math.ceil(micro_batches / profile.accumulation_steps(nproc))
+    if train.warmup_steps > max(1, steps):
+        advice = "the learning rate would never be reached; lower it, below 1 it is a share"
+        raise FtlibError(f"train.warmup_steps = {train.warmup_steps:g}, of {steps:,} updates in all: {advice}")
     return Plan(
         profile=profile,
         machine=machine,
@@ -234,7 +239,7 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
         items=memory(profile, shape, Batch.of(profile), on_gpu),
         measuring=_measuring_memory(profile, shape, on_gpu),
         rows=rows,
-        steps=train.num_train_epochs * math.ceil(micro_batches / profile.accumulation_steps(nproc)),
+        steps=steps,
         tokens=tokens,
         seconds=_seconds(profile, machine.speed, shape, rows, flops) if machine.speed else {},
     )
@@ -298,12 +303,15 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
     lines = [
         _verdict(found),
         f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
-        f"{found.steps} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
+        f"{found.steps:,} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
     ]
     if not found.seconds:
         return [*lines, f"time unknown: azureml/skus.toml does not say how fast {found.machine.processor} computes"]
     stages = ", ".join(f"{stage} {minutes(seconds)}" for stage, seconds in found.seconds.items())
     lines.append(f"estimated minutes: {stages}; in all {minutes(found.total)}, without installation")
+    if found.total[0] > YEAR_S:
+        low, high = (seconds / YEAR_S for seconds in found.total)
+        lines.append(f"that is {low:,.0f} to {high:,.0f} years; lower train.num_train_epochs")
     if price is not None:
         low, high = (seconds / 3600 * price for seconds in found.total)
         lines.append(f"the whole run costs {low:.2f} to {high:.2f} at {price:g} an hour")

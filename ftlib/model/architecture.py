@@ -1,12 +1,12 @@
 """The shape of a gpt-oss before it is downloaded, and what follows from it: parameters, bytes, operations."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlib.errors import FtlibError
+from ftlib.model import adapters
 from ftlib.profiles import Hub, Profile
 from ftlib.rehearsal import ASSETS
 
@@ -110,15 +110,12 @@ def parameters(shape: Shape) -> int:
 
 def adapter_parameters(shape: Shape, profile: Profile) -> int:
     """Parameters of a profile's adapter, r × (inputs + outputs) a matrix: 15,040,512 for the blog post's recipe."""
-    lora = profile.lora
-    targets = [
-        inputs + outputs
-        for name, inputs, outputs in linear_layers(shape)
-        if lora.target_modules == "all-linear" or re.fullmatch(lora.target_modules, name)
-    ]
+    stacks = adapters.expert_target_parameters(profile.recipe.expert_layers, shape.num_hidden_layers)
+    sizes = ((name, inputs + outputs) for name, inputs, outputs in linear_layers(shape))
+    targets = [size for name, size in sizes if profile.lora.adapts(name)]
     gate_up, down = shape.hidden_size + 2 * shape.intermediate_size, shape.intermediate_size + shape.hidden_size
-    experts = len(profile.recipe.expert_layers) * shape.num_local_experts * (gate_up + down)
-    return lora.r * (sum(targets) + experts)
+    experts = len(stacks) // 2 * shape.num_local_experts * (gate_up + down)
+    return profile.lora.r * (sum(targets) + experts)
 
 
 def bytes_on_disk(shape: Shape) -> float:

@@ -5,6 +5,7 @@ passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept can
 """
 
 import os
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA_SUFFIXES", "ColumnRole", "Data", "Hub", "Measure", "Profile", "Train"]
 FOLDER = Path(__file__).parent
-# A value and the commit that it is pinned to: a file that names another value does not inherit the old one's commit.
-PINNED = {"model": "model_revision", "dataset": "revision"}
-# What values were called before November 2026.
+# A value and what belongs to it: a file that names another value does not inherit what belonged to the old one.
+BELONGS = {"model": "model_revision", "dataset": "revision", "lr_scheduler_type": "lr_scheduler_kwargs"}
+LARGEST = 10**6  # bytes of a profile
+SHORT = reprlib.Repr()  # of what was found, at a length that can be read
+SHORT.maxstring = SHORT.maxother = 100
+# What values were called before November 2026, here or in transformers.
 RENAMED = {
     "data.assistant_only_loss": "train.assistant_only_loss",
     "data.max_length": "train.max_length",
@@ -36,6 +40,8 @@ RENAMED = {
     "train.checkpoint_steps": "train.save_steps",
     "train.effective_batch": "recipe.effective_batch_size",
     "train.epochs": "train.num_train_epochs",
+    "train.gradient_checkpointing": "train.activation_checkpointing",
+    "train.gradient_checkpointing_kwargs": "train.activation_checkpointing_kwargs",
     "train.min_learning_rate_share": "train.lr_scheduler_kwargs.min_lr_rate",
     "train.optimizer": "train.optim",
     "train.padding_free": "recipe.padding_free",
@@ -53,15 +59,28 @@ def shipped() -> list[str]:
 
 def load(name: str | Path) -> Profile:
     """Read a profile by its shipped name or by the path of a `.toml` file; FtlibError names the first mistake."""
-    values = _read(str(name), seen=())
-    for old, new in RENAMED.items():
-        part, key = old.split(".")
-        if isinstance(values.get(part), dict) and key in values[part]:
-            raise FtlibError(f"profile {name}: {old} is now called {new}; rename it")
+    shown = _shown(str(name))
     try:
+        values = _read(path_of(name), shown, seen=())
+        for old, new in RENAMED.items():
+            part, key = old.split(".")
+            if isinstance(values.get(part), dict) and key in values[part]:
+                raise FtlibError(f"profile {shown}: {old} is now called {new}; rename it")
         return Profile.model_validate(values)
     except ValidationError as error:
-        raise FtlibError(f"profile {name}: {_explain(error)}") from None
+        raise FtlibError(f"profile {shown}: {_explain(error)}") from None
+    except RecursionError:
+        raise FtlibError(f"profile {shown} nests or extends too deep; let it extend one of {shipped()}") from None
+
+
+def path_of(name: str | Path) -> Path:
+    """The file of a profile, which need not exist; in notebooks/, a path may begin in the project's folder, too."""
+    if str(name) in shipped():
+        return FOLDER / f"{name}.toml"
+    if not str(name).endswith(".toml"):
+        raise FtlibError(f"profile {SHORT.repr(str(name))} is unknown; {nearest(str(name), shipped())}")
+    above = Path("..") / name
+    return above if Path.cwd().name == "notebooks" and not Path(name).exists() and above.exists() else Path(name)
 
 
 def compare(first: str, second: str) -> "pd.DataFrame":
@@ -87,38 +106,49 @@ def _keys(section: str) -> list[str]:
     return list(getattr(field.annotation if field else Profile, "model_fields", {}))
 
 
-def _read(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _shown(name: str) -> str:
+    """A profile as errors name it: with no path of this machine, and not at any length."""
+    return SHORT.repr(Path(name).name if Path(name).is_absolute() else name).strip("'\"")
+
+
+def _read(path: Path, shown: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a profile file, laid over those of the file that it extends."""
-    path = (Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml").resolve()
-    if not name.endswith(".toml") and name not in shipped():
-        raise FtlibError(f"profile {name!r} is unknown; {nearest(name, shipped())}")
-    if not path.is_file():
-        raise FtlibError(f"profile {name}: no such file; give the path of a .toml file or one of {shipped()}")
-    if path in seen:
+    values = _values(path, shown)
+    if (path := path.resolve()) in seen:
         raise FtlibError(f"profile {path.name} extends itself; let it extend one of {shipped()}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FtlibError(f"profile {name}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise FtlibError(f"profile {name}: cannot be read ({error.strerror}); check its permissions") from None
     values.setdefault("name", path.stem)
     data = values.get("data")
-    if isinstance(data, dict) and isinstance(data.get("dataset"), str) and is_local_path(data["dataset"]):
-        data["dataset"] = str((path.parent / os.path.expanduser(data["dataset"])).resolve())  # noqa: PTH111
+    if isinstance(data, dict) and isinstance(name := data.get("dataset"), str) and is_local_path(name):
+        data["dataset"] = str((path.parent / os.path.expanduser(name)).resolve())  # noqa: PTH111
     if "extends" not in values:
         return values
     if not isinstance(base := values.pop("extends"), str):
-        raise FtlibError(f"profile {name}: extends = {base!r}: expected one of {shipped()}, or a path")
-    parent = path.parent / base if base.endswith(".toml") else base
-    return _overlay(_read(str(parent), (*seen, path)), values)
+        raise FtlibError(f"profile {shown}: extends = {SHORT.repr(base)}: expected one of {shipped()}, or a path")
+    parent = path.parent / base if base.endswith(".toml") else path_of(base)
+    return _overlay(_read(parent, _shown(base), (*seen, path)), values)
+
+
+def _values(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise FtlibError(f"profile {shown}: no such file; give the path of a .toml file or one of {shipped()}")
+        if path.stat().st_size > LARGEST:
+            raise FtlibError(f"profile {shown}: found {path.stat().st_size} bytes, expected a short .toml file")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FtlibError(f"profile {shown}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise FtlibError(f"profile {shown}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = {key: value for key, value in base.items() if key not in {PINNED.get(name) for name in changes}}
-    for key, value in changes.items():
-        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _overlay(base[key], value) if both_sections else value
+    """A profile's values with changes laid over them, value by value in each section."""
+    merged = dict(base)
+    for section, values in changes.items():
+        if isinstance(values, dict) and isinstance(below := base.get(section), dict):
+            outdated = {BELONGS.get(key) for key, value in values.items() if value != below.get(key)}
+            values = {key: value for key, value in below.items() if key not in outdated} | values
+        merged[section] = values
     return merged
 
 
@@ -134,4 +164,5 @@ def _explain(error: ValidationError) -> str:
         return f"{where}.{first['ctx']['error']}".lstrip(".")
     expected = first["msg"].removeprefix("Value error, ")
     quoted = isinstance(first["input"], str) and not first["type"].startswith(("string", "literal", "value"))
-    return f"{where} = {first['input']!r}: {expected[0].lower()}{expected[1:]}{'; write it without quotes' * quoted}"
+    found = f"{where} = {SHORT.repr(first['input'])}"
+    return f"{found}: {expected[0].lower()}{expected[1:]}{'; write it without quotes' * quoted}"

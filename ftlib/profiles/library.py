@@ -65,7 +65,7 @@ def refusal(call: str, name: str, value: Any) -> str:
     if name not in known:
         return f"{name}: {call} has no such argument; {nearest(name, list(known))}"
     try:
-        TypeAdapter(known[name], config=ConfigDict(strict=True)).validate_python(value)
+        TypeAdapter(known[name], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         expected = error.errors()[0]["msg"]
         return f"{name} = {value!r}: {expected[0].lower()}{expected[1:]}"

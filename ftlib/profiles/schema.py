@@ -2,17 +2,35 @@
 
 import contextlib
 import re
+from collections.abc import Collection, Iterator
 from datetime import date
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import library
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-REPO_ID = r"^[\w.-]+/[\w.-]+$"
+Count = Annotated[int, Field(gt=0, lt=2**31)]  # nothing that a profile counts is larger
+# The Hub's rule for names as huggingface_hub's `validate_repo_id` has it, which must not be imported before `start`.
+REPO_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+# How many layers a model has and how many tokens it can read, where that is known without its config.json.
+SIZES = {"rehearsal/gpt-oss-tiny": (4, 4_096), "openai/gpt-oss-20b": (24, 2**17), "openai/gpt-oss-120b": (36, 2**17)}
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+# The `lr_scheduler_kwargs` of each schedule: exactly one of the first, and any of the others.
+SCHEDULES: dict[str, tuple[list[str], list[str]]] = {
+    **dict.fromkeys(("linear", "constant", "constant_with_warmup"), ([], [])),
+    **dict.fromkeys(("cosine", "cosine_with_restarts"), ([], ["num_cycles"])),
+    "cosine_with_min_lr": (["min_lr", "min_lr_rate"], ["num_cycles"]),
+    "cosine_warmup_with_min_lr": (["min_lr", "min_lr_rate"], ["num_cycles", "warmup_lr_rate"]),
+    "polynomial": ([], ["lr_end", "power"]),
+    "inverse_sqrt": ([], ["timescale"]),
+    "warmup_stable_decay": (["num_decay_steps"], ["num_stable_steps", "min_lr_ratio", "num_cycles"]),
+}
+NO_EVALUATION = "the trainer has no rows to evaluate; notebooks 3 and 5 measure"
+NOT_LOCKED = "the others need packages that requirements.lock lacks"
 Attention = Literal["eager", "flex_attention"]
 Experts = Literal["eager", "grouped_mm", "batched_mm"]
 Dtype = Literal["bfloat16", "float32"]
@@ -22,7 +40,7 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 def is_local_path(dataset: str) -> bool:
     """Whether a data set's name is a path: a file by its ending, a folder by its beginning."""
-    return dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~"))
+    return "\0" not in dataset and (dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~")))
 
 
 def _real_day(text: str) -> str:
@@ -30,6 +48,27 @@ def _real_day(text: str) -> str:
         if date.fromisoformat(text).isoformat() == text:
             return text
     raise ValueError("expected a real day as YYYY-MM-DD, such as 2025-08-05")
+
+
+def _hub_name(text: str) -> str:
+    if not REPO_ID.fullmatch(text):
+        allowed = "at most 96 of A-Z, a-z, 0-9, '-', '_' and '.', without '--', '..', '.git' or a sign at either end"
+        raise ValueError(f"the Hub has no such names; expected {allowed}")
+    return text
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,63}", text) or text.endswith(".") or PureWindowsPath(text).is_reserved():
+        allowed = "at most 64 letters, digits, '_', '-' and '.', and none of Windows' own names"
+        raise ValueError(f"it names the folder of the outputs; expected {allowed}")
+    return text
+
+
+def _targets(value: Any) -> Any:
+    names = value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
+    if value != "all-linear" and (names is None or len(set(names)) < len(names)):
+        raise ValueError(f"expected 'all-linear', or a list of names, each once, such as {LINEAR_LAYERS[::2]}")
+    return value
 
 
 class Section(BaseModel):
@@ -45,6 +84,8 @@ class CallSection(Section):
     call: ClassVar[str]
     # What notebook 4 fills in, or what would run other people's code or publish to an account.
     not_for_profiles: ClassVar[frozenset[str]]
+    # What works here, and why nothing else does, of arguments with which the call fails late or does nothing.
+    works: ClassVar[dict[str, tuple[Collection[Any], str]]]
 
     @model_validator(mode="after")
     def _accepted_by_the_call(self) -> Self:
@@ -53,6 +94,9 @@ class CallSection(Section):
                 raise ValueError(f"{name} cannot be set in a profile; leave it out")
             if reason := library.refusal(self.call, name, value):
                 raise ValueError(reason)
+            allowed, why = self.works.get(name, ([value], ""))
+            if value not in allowed:
+                raise ValueError(f"{name} = {value!r}: expected {' or '.join(map(repr, allowed))}: {why}")
         return self
 
 
@@ -60,9 +104,9 @@ class Hub(Section):
     """Where the model comes from and where the adapter goes."""
 
     endpoint: Annotated[str, Field(pattern=r"^(rehearsal|https://[^\s@]+)$")]
-    model: Annotated[str, Field(pattern=REPO_ID)]
+    model: Annotated[str, Field(pattern="/"), AfterValidator(_hub_name)]
     model_revision: Commit
-    push_target: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
+    push_target: Annotated[str, AfterValidator(_hub_name)]
     private: bool
 
     @property
@@ -95,7 +139,7 @@ class Data(Section):
     def _pinned(self) -> Self:
         if self.is_local and self.revision:
             raise ValueError(f"revision {self.revision} belongs to no local file; leave it out")
-        if not self.is_local and not re.fullmatch(REPO_ID, self.dataset):
+        if not self.is_local and not ("/" in self.dataset and REPO_ID.fullmatch(self.dataset)):
             expected = f"a file ends in one of {', '.join(DATA_SUFFIXES)}, a folder begins with './'"
             raise ValueError(f"dataset {self.dataset!r} is neither a Hub id such as 'name/data' nor a path: {expected}")
         if not self.is_local and not self.revision:
@@ -114,7 +158,7 @@ class Model(Section):
 class Recipe(Section):
     """What no single library call takes: how rows are batched, and which experts the adapter reaches."""
 
-    effective_batch_size: PositiveInt
+    effective_batch_size: Count
     padding_free: bool
     expert_layers: tuple[NonNegativeInt, ...] = Field(strict=False)
     adapter_dtype: Dtype
@@ -124,11 +168,19 @@ class Lora(CallSection):
     """Arguments of peft's `LoraConfig`."""
 
     call = "LoraConfig"
-    not_for_profiles = frozenset({"target_parameters", "revision", "task_type"})
+    not_for_profiles = frozenset(
+        {"target_parameters", "revision", "task_type", "inference_mode", "layers_to_transform"}
+    )
+    works: ClassVar = {"init_lora_weights": ([True, False, "gaussian"], "the others cannot start an expert's adapter")}
 
-    r: PositiveInt
-    lora_alpha: PositiveInt
-    target_modules: str
+    r: Count
+    lora_alpha: Count
+    target_modules: Annotated[Literal["all-linear"] | list[str], BeforeValidator(_targets)]
+
+    def adapts(self, module: str) -> bool:
+        """Whether PEFT adapts a linear layer, given its whole name."""
+        named = self.target_modules
+        return named == "all-linear" or any(f".{module}".endswith(f".{name}") for name in named)
 
 
 class Train(CallSection):
@@ -140,24 +192,50 @@ class Train(CallSection):
             *("output_dir", "gradient_accumulation_steps", "save_total_limit", "logging_steps", "report_to", "project"),
             *("run_name", "resume_from_checkpoint", "trackio_static_space_id", "ddp_find_unused_parameters"),
             *("padding_free", "trust_remote_code", "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"),
+            *("trackio_space_id", "trackio_bucket_id", "chat_template_path", "model_init_kwargs", "dataset_kwargs"),
+            *("eos_token", "pad_token", "deepspeed", "fsdp", "fsdp_config", "parallelism_config", "ddp_backend"),
         ]
     )
+    works: ClassVar = {
+        "completion_only_loss": ([False], "rows are conversations; see assistant_only_loss"),
+        "eval_on_start": ([False], NO_EVALUATION),
+        "eval_strategy": (["no"], NO_EVALUATION),
+        "load_best_model_at_end": ([False], NO_EVALUATION),
+        "logging_strategy": (["steps"], "the loss of each update is drawn"),
+        "loss_type": (["nll", "dft"], "trl has no other"),
+        "lr_scheduler_type": (SCHEDULES, NO_EVALUATION),
+        "optim": (["adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"], NOT_LOCKED),
+        "packing": ([False], "packed rows would read each other; see recipe.padding_free"),
+        "save_strategy": (["steps", "epoch", "no"], NO_EVALUATION),
+        "truncation_mode": (["keep_start", "keep_end"], "trl has no other"),
+        "use_liger_kernel": ([False], NOT_LOCKED),
+    }
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    num_train_epochs: PositiveInt
-    per_device_train_batch_size: PositiveInt
-    max_length: PositiveInt
+    num_train_epochs: Count
+    per_device_train_batch_size: Count
+    max_length: Annotated[Count, Field(gt=1)]  # a token is learned from those before it
     assistant_only_loss: bool
     warmup_steps: Annotated[float, Field(ge=0)]
     lr_scheduler_type: str
-    lr_scheduler_kwargs: dict[str, float]
+    lr_scheduler_kwargs: dict[str, Annotated[float, Field(ge=0)]] = {}
     optim: str
     train_sampling_strategy: Literal["random", "group_by_length"]
     activation_checkpointing: bool
     bf16: bool
     use_cpu: bool
-    save_steps: PositiveInt
-    seed: NonNegativeInt
+    save_steps: Count
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # as numpy takes it
+
+    @model_validator(mode="after")
+    def _taken_by_the_schedule(self) -> Self:
+        (one, others), given = SCHEDULES[self.lr_scheduler_type], self.lr_scheduler_kwargs
+        found = f"lr_scheduler_kwargs = {given}: {self.lr_scheduler_type!r} takes"
+        if unknown := [name for name in given if name not in one + others]:
+            raise ValueError(f"{found} no {unknown[0]}; valid are {one + others}")
+        if one and len(given.keys() & set(one)) != 1:
+            raise ValueError(f"{found} exactly one of {one}")
+        return self
 
 
 class Measure(Section):
@@ -165,9 +243,9 @@ class Measure(Section):
 
     attn_implementation: Attention
     experts_implementation: Experts
-    batch_size: PositiveInt
-    max_new_tokens: PositiveInt
-    score_batch_size: PositiveInt
+    batch_size: Count
+    max_new_tokens: Count
+    score_batch_size: Count
 
 
 class Track(Section):
@@ -179,7 +257,7 @@ class Track(Section):
 class Profile(Section):
     """Every value that a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: Annotated[str, AfterValidator(_folder_name)]
     hub: Hub
     data: Data
     model: Model
@@ -190,13 +268,38 @@ class Profile(Section):
     track: Track
 
     @model_validator(mode="after")
-    def _can_be_computed(self) -> Self:
+    def _sections_agree(self) -> Self:
+        for problem in (*self._not_here(), *self._not_with_this_model()):
+            raise ValueError(problem)
+        return self
+
+    def _not_here(self) -> Iterator[str]:
         used = {"model": self.model.attn_implementation, "measure": self.measure.attn_implementation}
         for section, attention in used.items():
             if self.train.use_cpu and attention != "eager":
-                found = f"{section}.attn_implementation = {attention!r}"
-                raise ValueError(f"{found} needs a GPU; with train.use_cpu use 'eager'")
-        return self
+                yield f"{section}.attn_implementation = {attention!r} needs a GPU; with train.use_cpu use 'eager'"
+        if self.recipe.adapter_dtype == "bfloat16" and self.model.dtype == "float32":
+            yield "recipe.adapter_dtype = 'bfloat16' does nothing with model.dtype = 'float32'; use 'float32'"
+        for name in ("lora_dropout", "use_dora", "lora_bias"):
+            if self.recipe.expert_layers and (value := dict(self.lora).get(name)):
+                yield f"lora.{name} = {value!r} is not for experts; leave it out, or set recipe.expert_layers = []"
+
+    def _not_with_this_model(self) -> Iterator[str]:
+        layers, most = SIZES.get(self.hub.model, (128, 2**31))
+        experts, named, tokens = list(self.recipe.expert_layers), self.lora.target_modules, self.train.max_length
+        if missing := [layer for layer in experts if layer >= layers]:
+            yield f"recipe.expert_layers names {missing}, but {self.hub.model} has layers 0 to {layers - 1}"
+        if len(set(experts)) < len(experts):
+            yield f"recipe.expert_layers = {experts}: expected each layer once"
+        if tokens > most:
+            yield f"train.max_length = {tokens}: {self.hub.model} reads at most {most} tokens"
+        modules = [f".model.layers.{layer}.self_attn.{name}" for layer in range(layers) for name in LINEAR_LAYERS]
+        for name in [] if named == "all-linear" else named:
+            if not any(module.endswith(f".{name}") for module in modules):
+                hint = nearest(name.rpartition(".")[2], LINEAR_LAYERS)
+                yield f"lora.target_modules: {self.hub.model} has no linear layer {name!r} to adapt; {hint}"
+        if not named and not experts:
+            yield "lora.target_modules and recipe.expert_layers are empty: nothing would learn; fill one of them"
 
     def accumulation_steps(self, world_size: int) -> int:
         """Micro-batches to gather before each update, so that one process and `world_size` train the same thing."""

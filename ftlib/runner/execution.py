@@ -64,7 +64,7 @@ def run(
     doctor.check_disk(loaded, output_dir)
     prepare.source(loaded.data)  # an unreadable data file is refused now and not in notebook 02
     if profile.endswith(".toml"):
-        profile = os.path.relpath(profile, project_root())  # the kernels' working folder
+        profile = os.path.relpath(profiles.path_of(profile), project_root())  # the kernels' working folder
     parameters = {"profile": profile, "output_root": output_root}
     for name in names:
         with _progress(name, console):

@@ -148,7 +148,7 @@ def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session
             found = f"profile {_current.profile.name} and writes to {_current.relative(_current.output_dir)}"
             raise FtlibError(f"this kernel already works with {found}; restart it to change either")
         return _current
-    asked_for = os.path.relpath(profile, root) if str(profile).endswith(".toml") else str(profile)
+    asked_for = os.path.relpath(profiles.path_of(profile), root) if str(profile).endswith(".toml") else str(profile)
     _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
     if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
         print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import constants
@@ -43,18 +44,18 @@ def rehearsal(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehear
         yield hub
 
 
-def rows(profile: str = "tiny", **changes: Any) -> dict[str, doctor.Check]:
+def rows(profile: str = "tiny", section: str = "hub", **changes: Any) -> dict[str, doctor.Check]:
     loaded = profiles.load(profile)
-    hub = loaded.hub.model_copy(update=changes)
-    frame = doctor.report(loaded.model_copy(update={"hub": hub}), Path("outputs").absolute())
+    changed = getattr(loaded, section).model_copy(update=changes)
+    frame = doctor.report(loaded.model_copy(update={section: changed}), Path("outputs").absolute())
     return {row[0]: doctor.Check(*row) for row in frame.itertuples(index=False)}
 
 
 def test_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.compute, "rows", lambda: [("Azure's", "as it should be", "ok")])
-    asked = ["Python", "packages", "Azure's", "device", "memory", "disk for downloads", "disk for outputs"]
+    asked = ["Python", "packages", "Azure's", "device", "arguments", "memory", "disk for downloads"]
     found = rows()
-    assert list(found) == [*asked, "Hub", "push target"]
+    assert list(found) == [*asked, "disk for outputs", "model", "data set", "push target"]
     assert {check for check, row in found.items() if row.verdict != "ok"} == {"packages"}, "there is no lock here"
     assert found["push target"].found == "learner/gpt-oss-tiny-multilingual-reasoner"
     assert rehearsal.token not in str(found)
@@ -182,13 +183,42 @@ def test_hub_that_is_silent_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         found = rows(LARGE)
-    for check in ("Hub", "push target"):
-        assert found[check].verdict.startswith("the Hub is out of reach (")
+    assert found["model"].verdict.startswith("the Hub is out of reach (")
+    assert "push target" not in found, "a second question would wait as long again"
     assert TOKEN not in str(found)
 
 
 def test_what_the_hub_lacks_or_refuses_is_named(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "that may not write to lab/thing; use a token" in rows(push_target="lab/thing")["push target"].verdict
-    assert "check hub.push_target and hub.model" in rows(model="rehearsal/none")["Hub"].verdict
+    for changes in ({"model": "rehearsal/none"}, {"model_revision": "0" * 40}):
+        assert rows(**changes)["model"].verdict.startswith("the Hub answers 404 Not Found")
+    for changes in ({"dataset": "rehearsal/none"}, {"revision": "0" * 40}):
+        assert rows(section="data", **changes)["data set"].verdict.startswith("the Hub answers 404 Not Found")
+    assert "data set" not in rows(section="data", dataset="mine.csv", revision=None)
     monkeypatch.delenv("HF_TOKEN")
     assert "run `hf auth login`" in rows()["push target"].verdict
+
+
+def test_a_model_that_nobody_knows_is_a_row_too(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError))
+    found = rows(LARGE, model="rehearsal/none")
+    assert "rehearsal/none: found its config.json neither in the cache nor" in found["memory and disk"].verdict
+    assert found["model"].verdict.startswith("the Hub answers 404 Not Found")
+    beyond = rows(section="recipe", expert_layers=(4,))["memory and disk"].verdict
+    assert beyond.startswith("recipe.expert_layers names [4], but the model has layers 0 to 3")
+
+
+def test_arguments_that_the_libraries_refuse_are_a_row(rehearsal: RehearsalHub) -> None:
+    row = rows(section="train", dataloader_prefetch_factor=2)["arguments"]
+    assert (row.found, row.verdict[:30]) == ("ValueError in [train] or [lora]", "--dataloader_prefetch_factor c")
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, machine: Path) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(
+        FtlibError, match=r"found none .* \(Permission denied\), expected more; change its permissions, or set HF_"
+    ):
+        doctor.check_disk(profiles.load(LARGE), machine / "outputs")

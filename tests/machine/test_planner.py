@@ -166,11 +166,19 @@ def test_what_cannot_be_planned_is_refused(large: Profile) -> None:
         planner.this_machine(large, gpus=0)
     with pytest.raises(FtlibError, match=r"--nproc 5: Standard_NC96ads_A100_v4 has 4 GPUs; expected 1 to 4 processes"):
         on_sku(large, PUBLISHED_MACHINE, nproc=5)
+    with pytest.raises(FtlibError, match=r"train\.warmup_steps = 64, of 63 updates in all: .*; lower it"):
+        on_sku(changed(large, "train", warmup_steps=64.0), PUBLISHED_MACHINE)
     own = changed(large, "data", dataset="/data/mine.jsonl", revision=None)
     with pytest.raises(FtlibError, match=r"the number of rows in mine\.jsonl is unknown here; give it with --rows"):
         on_sku(own, PUBLISHED_MACHINE)
     machine = planner.rented(skus.get(PUBLISHED_MACHINE), own)
     assert planner.plan(own, machine, rows=100).tokens == 100 * own.train.max_length
+
+
+def test_a_plan_without_end_says_so(large: Profile) -> None:
+    *_, told = planner.explain(on_sku(changed(large, "train", num_train_epochs=10**6), PUBLISHED_MACHINE))
+    assert told == "that is 2 to 14 years; lower train.num_train_epochs"
+    on_sku(changed(large, "lora", r=2**31 - 1), PUBLISHED_MACHINE)
 
 
 def test_table_across_skus(large: Profile) -> None:

@@ -26,8 +26,8 @@ def test_the_published_model_is_counted_without_it() -> None:
     assert architecture.useful_flops(PUBLISHED, tokens=1, recompute=True) == pytest.approx(20.48e9, rel=1e-3)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", r".*\.[0-3]\.self_attn\.(q|v)_proj"])
-def test_parameters_are_counted_as_transformers_and_peft_count_them(targets: str) -> None:
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "self_attn.v_proj", "2.self_attn.o_proj"], []])
+def test_parameters_are_counted_as_transformers_and_peft_count_them(targets: str | list[str]) -> None:
     lora = LARGE.lora.model_copy(update={"target_modules": targets})
     recipe = LARGE.recipe.model_copy(update={"expert_layers": (1, 3)})
     profile = LARGE.model_copy(update={"lora": lora, "recipe": recipe})

@@ -1,20 +1,30 @@
 """Profiles: the shipped ones load, a file of your own changes only what it says, and mistakes are named in one line."""
 
 import dataclasses
+import inspect
+import itertools
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import LoraConfig
 from pydantic import ValidationError
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
 from trl import SFTConfig
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
+from ftlib.model import architecture
 from ftlib.profiles import library
-from ftlib.profiles.schema import Lora, Train
+from ftlib.profiles.schema import REPO_ID, SCHEDULES, SIZES, Lora, Train
+from ftlib.rehearsal import ASSETS
 
 Write = Callable[..., Path]
 WHOLE = ["gpt-oss-20b", "tiny"]
@@ -54,7 +64,7 @@ def test_arguments_are_those_of_the_libraries(section: type[Train] | type[Lora],
     """They are read from source; the classes themselves are the proof."""
     accepted = {field.name for field in dataclasses.fields(call) if field.init}
     assert library.arguments(section.call).keys() == accepted
-    assert {*section.model_fields, *section.not_for_profiles} <= accepted
+    assert {*section.model_fields, *section.not_for_profiles, *section.works} <= accepted
 
 
 def test_a_file_changes_only_what_it_says(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +79,9 @@ def test_a_file_changes_only_what_it_says(write: Write, monkeypatch: pytest.Monk
 
 
 def test_what_else_the_libraries_accept_reaches_their_calls(write: Write) -> None:
-    profile = profiles.load(write('extends = "tiny"\n[train]\nmax_steps = 3\n[lora]\nlora_dropout = 0.1\n'))
+    profile = profiles.load(write('extends = "tiny"\n[train]\nmax_steps = 3\n[lora]\nuse_rslora = true\n'))
     assert dict(profile.train) == dict(profiles.load("tiny").train) | {"max_steps": 3}
-    assert dict(profile.lora)["lora_dropout"] == 0.1
+    assert dict(profile.lora)["use_rslora"]
 
 
 REFUSED = [  # beside those of helpers/bad_inputs
@@ -126,3 +136,49 @@ def test_a_local_data_set_lies_beside_the_file_that_names_it(write: Write, monke
         data = profiles.load(asked).data
         assert (data.dataset, data.revision) == (str(path.parent / "rows/mine.jsonl"), None)
         assert (data.is_local, data.shown) == (True, "mine.jsonl")
+
+
+@pytest.mark.parametrize("name", ["notebooks/examples/own_data.toml", "examples/own_data.toml"])
+def test_jupyter_opens_a_profile_by_its_path_in_the_project(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """JupyterLab works in notebooks/, a terminal in the folder above it."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert profiles.load(name).name == "own_data"
+    monkeypatch.chdir(ROOT)
+    assert profiles.load("notebooks/examples/own_data.toml").name == "own_data"
+
+
+def test_names_are_those_that_the_hub_allows() -> None:
+    parts = ["a", "-", ".", "_", "é", "git", "/", "a" * 95, "\n"]
+    for text in map("".join, itertools.chain(*(itertools.product(parts, repeat=length) for length in range(1, 5)))):
+        try:
+            validate_repo_id(text)
+            allowed = True
+        except HFValidationError:
+            allowed = False
+        assert bool(REPO_ID.fullmatch(text)) == allowed, text
+
+
+def test_schedules_take_what_transformers_has_them_take() -> None:
+    filled_in = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "warmup_type", "decay_type"}
+    for name, (one, others) in SCHEDULES.items():
+        taken = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters
+        assert {*one, *others} == taken.keys() - filled_in
+        assert {key for key, each in taken.items() if each.default is each.empty} - filled_in <= set(one)
+
+
+def test_another_schedule_does_not_inherit_the_old_ones_arguments(write: Write) -> None:
+    train = profiles.load(write('extends = "tiny"\n[train]\nlr_scheduler_type = "cosine"\n')).train
+    assert (train.lr_scheduler_type, train.lr_scheduler_kwargs) == ("cosine", {})
+    kept = write('extends = "tiny"\n[train]\nlr_scheduler_kwargs = { min_lr = 1e-4 }\n')
+    assert profiles.load(kept).train.lr_scheduler_kwargs == {"min_lr": 1e-4}
+
+
+def test_sizes_are_those_of_the_models() -> None:
+    config = json.loads((ASSETS / "model/config.json").read_text())
+    assert SIZES["rehearsal/gpt-oss-tiny"] == (config["num_hidden_layers"], config["max_position_embeddings"])
+    assert SIZES["openai/gpt-oss-20b"][0] == architecture.PUBLISHED["openai/gpt-oss-20b"]["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("text", ["\ufeff{}", "{}\r\n"])
+def test_an_editors_marks_do_not_matter(write: Write, text: str) -> None:
+    assert profiles.load(write(text.format('extends = "tiny"'))).name == "mine"
