@@ -196,6 +196,8 @@ class Profile(Section):
             if self.train.use_cpu and attention != "eager":
                 found = f"{section}.attn_implementation = {attention!r}"
                 raise ValueError(f"{found} needs a GPU; with train.use_cpu use 'eager'")
+        if (self.recipe.adapter_dtype, self.model.dtype) == ("bfloat16", "float32"):  # PEFT would keep the base's
+            raise ValueError("recipe.adapter_dtype = 'bfloat16' needs model.dtype = 'bfloat16', found 'float32'")
         return self
 
     def accumulation_steps(self, world_size: int) -> int:
