@@ -216,8 +216,8 @@ def _check_finished(session: Session, adapter: Path) -> None:
         raise FtlibError("this adapter has not been trained; run the cell with trainer.train first")
     last, progress = complete[-1], _progress(complete[-1])
     if progress["updates"] < progress["of"]:
-        stopped = f"training stopped after update {progress['updates']} of {progress['of']}"
-        raise FtlibError(f"{stopped}; run the cell with trainer.train again to finish it")
+        found = f"training is not finished: its last checkpoint is of update {progress['updates']} of {progress['of']}"
+        raise FtlibError(f"{found}; run the cell with trainer.train again")
     if not filecmp.cmp(last / WEIGHTS, adapter / WEIGHTS, shallow=False):
         found = f"the adapter in this kernel is not what training ended with ({session.relative(last)})"
         raise FtlibError(f"{found}; restart the kernel and run all cells")

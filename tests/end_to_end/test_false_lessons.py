@@ -203,7 +203,9 @@ def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
     kernel.run("trainer").add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
         kernel.run("result")
-    with pytest.raises(FtlibError, match=r"^training stopped after update 2 of 5; run the cell with trainer\.train ag"):
+    with pytest.raises(
+        FtlibError, match=r"^training is not finished: its last checkpoint is of update 2 of 5; run the"
+    ):
         kernel.run("published_tokenizer")
     kernel.given["trainer"].remove_callback(Interruption)
     assert kernel.run("result").global_step == UPDATES
