@@ -28,7 +28,7 @@ def shorten(trainer: "Trainer") -> None:
     class Short(NotebookProgressCallback):
         def on_log(self, args: "TrainingArguments", state: "TrainerState", *rest: Any, **kwargs: Any) -> None:
             if state.global_step % math.ceil(state.max_steps / 10) == 0:
-                super().on_log(args, state, *rest, **kwargs)
+                super().on_log(args, state, *rest, **kwargs)  # type: ignore[no-untyped-call]
 
     if trainer.pop_callback(NotebookProgressCallback):
-        trainer.add_callback(Short())
+        trainer.add_callback(Short)

@@ -50,7 +50,7 @@ def check_targets(model: "nn.Module", peft_config: "LoraConfig") -> None:
         raise FtlibError("this model has an adapter already; run the cells again from the one that loads the model")
     wanted, each = peft_config.target_modules, copy.copy(peft_config)
     for name in [wanted] if isinstance(wanted, str) else sorted(wanted or ()):
-        each.target_modules = name if isinstance(wanted, str) else {name}
+        each.target_modules = name if isinstance(wanted, str) else [name]
         found = [module for path, module in model.named_modules() if check_target_module_exists(each, path)]
         if name != "all-linear" and not (found and all(isinstance(module, Linear | Embedding) for module in found)):
             hint = f"a pattern for whole names, such as '.*{name or 'q_proj'}'" if isinstance(wanted, str) else "q_proj"

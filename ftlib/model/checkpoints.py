@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch.distributed
@@ -23,10 +23,6 @@ from ftlib.errors import FtlibError
 from ftlib.model import recipe
 from ftlib.session import manifest
 from ftlib.session.session import Session
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from torch.utils.data import DataLoader
 
 KEPT = 2
 """Checkpoints that stay: while `Trainer` writes the third and removes the first, the second is complete."""
@@ -49,7 +45,7 @@ def claim(session: Session, resume: bool) -> None:
         return
     session.claim_training()
     _put_in_place(session)
-    if resume and manifest.is_complete(session.adapter_dir) and not any(map(manifest.is_complete, _found(session))):
+    if resume and manifest.is_complete(session.adapter_dir) and not _complete(session):
         holds = f"{session.relative(session.adapter_dir)}/ holds a finished adapter, and there is no checkpoint of it"
         raise FtlibError(f"{holds}; {_ways_out(session)}")
 
@@ -65,26 +61,33 @@ def last_complete(session: Session, trainer: Trainer, resume: bool) -> Path | No
             or a rank does not see rank 0's files.
     """
     _meet(session)
-    found, trained = _found(session), trainer.model in _changed
-    complete = [folder for folder in found if manifest.is_complete(folder)] if resume or trained else []
+    model: Any = trainer.model
+    trained = model in _changed
+    complete = _complete(session) if resume or trained else []
     if complete:
-        now = recipe.given(trainer.args, trainer.model, trainer.train_dataset)
-        _check_same(session, complete[-1], now)
-        _changed.add(trainer.model)
+        _check_same(session, complete[-1], recipe.given(trainer.args, model, trainer.train_dataset))
+        _changed.add(model)
     elif trained:
-        found = "this adapter has been trained already, and there is no complete checkpoint to go on from"
-        raise FtlibError(f"{found}; restart the kernel and run all cells")
+        told = "this adapter has been trained already, and there is no complete checkpoint to go on from"
+        raise FtlibError(f"{told}; restart the kernel and run all cells")
     if session.is_main:
-        for folder in found:
-            if folder not in complete:
-                shutil.rmtree(folder)
+        for folder in {*_found(session)} - {*complete}:
+            shutil.rmtree(folder)
     set_seed(trainer.args.seed)  # or a second training in one kernel would meet the rows in another order
     return complete[-1] if complete else None
 
 
 def _found(session: Session) -> list[Path]:
-    folders = session.checkpoints_dir.glob("checkpoint-[0-9]*")
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in session.checkpoints_dir.glob("checkpoint-*")}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def _complete(session: Session) -> list[Path]:
+    """The checkpoints that are sealed and unchanged, the newest last; an emptied manifest seals nothing."""
+    sealed = [folder for folder in _found(session) if manifest.is_complete(folder)]
+    return [
+        folder for folder in sealed if {WEIGHTS, PROGRESS} <= json.loads((folder / manifest.NAME).read_bytes()).keys()
+    ]
 
 
 def _meet(session: Session) -> None:
@@ -125,48 +128,35 @@ class Progress(TrainerCallback):
         self.seconds = self._earlier = self._started = 0.0
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: "PeftModel",
-        train_dataloader: "DataLoader[Any]",
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the recipe, check that it is the checkpoint's, or the adapter untrained, and start the clock."""
-        self.recipe = recipe.given(args, model, train_dataloader.dataset)
+        self.recipe = recipe.given(args, kwargs["model"], kwargs["train_dataloader"].dataset)
         self._earlier = 0.0
         if state.global_step:
             checkpoint = self._session.checkpoints_dir / f"checkpoint-{state.global_step}"
             _check_same(self._session, checkpoint, self.recipe)
             self._earlier = float(_progress(checkpoint)["seconds"])
-        elif model in _changed:
+        elif kwargs["model"] in _changed:
             found = "this adapter has been trained already, and would not start at its first update"
             raise FtlibError(f"{found}; run the cell that calls last_complete, or restart the kernel and run all cells")
         self.seconds, self._started = self._earlier, time.monotonic()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: "PeftModel", **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember that the model is not as it began."""
-        _changed.add(model)
+        _changed.add(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the clock."""
         self.seconds = self._earlier + time.monotonic() - self._started
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop a training that has gone astray: from NaN nothing comes back."""
         for name in ("loss", "grad_norm"):
-            if not math.isfinite(float(logs.get(name) or 0)):
-                raise FtlibError(f"update {state.global_step}: {name} is {logs[name]}; lower train.learning_rate")
+            if not math.isfinite(value := kwargs["logs"].get(name) or 0):
+                raise FtlibError(f"update {state.global_step}: {name} is {value}; lower train.learning_rate")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Seal the checkpoint that has just been written."""
@@ -211,7 +201,7 @@ def replacing(session: Session) -> Iterator[Path]:
 
 def _check_finished(session: Session, adapter: Path) -> None:
     """Check that an adapter is what the last checkpoint holds, and that this is of the last update."""
-    complete = [folder for folder in _found(session) if manifest.is_complete(folder)]
+    complete = _complete(session)
     if not complete:
         raise FtlibError("this adapter has not been trained; run the cell with trainer.train first")
     last, progress = complete[-1], _progress(complete[-1])

@@ -103,7 +103,7 @@ class World:
     def checkpoint(self) -> None:
         folder = "checkpoints/checkpoint-3"
         (self.output / folder).mkdir(parents=True)
-        self._seal(folder, ["adapter_model.safetensors"])
+        self._seal(folder, ["adapter_model.safetensors", "progress.json"])
 
     def another_trains(self) -> None:
         self.checkpoint()

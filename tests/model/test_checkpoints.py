@@ -83,10 +83,13 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_number(run: Session, 
 def test_an_incomplete_checkpoint_does_not_count_and_rank_0_removes_it(run: Session, trainer: Any) -> None:
     complete, last = save_checkpoint(run, trainer, 3), save_checkpoint(run, trainer, 6)
     (last / manifest.NAME).unlink()
+    emptied, other = save_checkpoint(run, trainer, 9), run.checkpoints_dir / "checkpoint-9x"
+    (emptied / manifest.NAME).write_text("{}")
+    other.mkdir()
     assert checkpoints.last_complete(replace(run, rank=1, world_size=2), trainer, resume=True) == complete
     assert last.exists()
     assert checkpoints.last_complete(run, trainer, resume=True) == complete
-    assert not last.exists()
+    assert {*run.checkpoints_dir.iterdir()} == {complete, other}
 
 
 def test_the_work_may_be_shared_differently_but_the_rows_of_an_update_are_the_same(run: Session, trainer: Any) -> None:
@@ -123,7 +126,7 @@ def test_the_seconds_of_training_add_up(run: Session, trainer: Any, monkeypatch:
     progress, state = checkpoints.Progress(run), TrainerState(global_step=3)
     now[0] += 50  # loading is not training
     loader: Any = SimpleNamespace(dataset=ROWS)
-    progress.on_train_begin(trainer.args, state, None, trainer.model, loader)  # type: ignore[arg-type]
+    progress.on_train_begin(trainer.args, state, None, model=trainer.model, train_dataloader=loader)  # type: ignore[arg-type]
     now[0] += 2
     progress.on_step_end(trainer.args, state, None)  # type: ignore[arg-type]
     assert progress.seconds == 9.5
