@@ -123,7 +123,7 @@ def restarted(finished: Kernel, tmp_path: Path, rows: Dataset, tokenizer: Any) -
 def fresh(tmp_path: Path, rows: Dataset, tokenizer: Any) -> Callable[..., Kernel]:
     """A fresh kernel in an empty folder."""
     torch.set_num_threads(1)
-    return lambda **settings: Kernel(tmp_path, settings.pop("rows", rows), tokenizer, **settings)
+    return lambda updates=UPDATES, **settings: Kernel(tmp_path, rows.select(range(4 * updates)), tokenizer, **settings)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -139,6 +139,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         (("=accumulation,", "=2 * accumulation,"), r"recipe\.effective_batch_size = 4, now it is 8"),
         (("train_dataset.sel", "train_dataset.select(range(8)).sel"), r"training\.rows = 20 with .*, now it is 8 with"),
         (("    profile.hub.model,\n", '    "other-base",\n'), r"hub\.model = .*/model, now it is other-base"),
+        (
+            ("ors=True,\n)", "ors=True,\n)\nmodel.model.norm.weight.data += 1"),
+            r"hub\.model_weights = \w+, now it is \w+",
+        ),
         (
             ("dtype=getattr(torch, profile.model.dtype)", "dtype=torch.bfloat16"),
             r"model\.dtype = float32, now it is bf",
@@ -159,6 +163,15 @@ def test_a_cell_changed_after_a_finished_run_is_named(
     ):
         kernel.run("result", edit)
     assert kernel.files() == before
+
+
+def test_a_checkpoint_that_is_named_by_hand_is_compared_too(restarted: Callable[..., Kernel]) -> None:
+    kernel = restarted()
+    trainer = kernel.run("trainer", (ARGUMENTS, f'{ARGUMENTS} | {{"learning_rate": 0.5}}'))
+    with pytest.raises(
+        FtlibError, match=r"checkpoint-5 was trained with train\.learning_rate = 0\.007, now it is 0\.5"
+    ):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_with_resume_false_it_counts_and_the_card_and_the_record_say_so(restarted: Callable[..., Kernel]) -> None:
@@ -190,7 +203,7 @@ def test_trained_twice_in_one_kernel_it_stays_as_it_is(
     assert kernel.record()["global_step"] == UPDATES
 
 
-@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+@pytest.mark.parametrize("sampling", ["random", pytest.param("group_by_length", marks=pytest.mark.slow)])
 def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
     sampling: str, fresh: Callable[..., Kernel], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +227,7 @@ def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
 
 
 def test_an_interruption_before_the_first_checkpoint_is_told(fresh: Callable[..., Kernel]) -> None:
-    kernel = fresh(train__save_steps=4)
+    kernel = fresh(updates=3, train__save_steps=4)
     kernel.run("trainer").add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
         kernel.run("result")
@@ -224,11 +237,11 @@ def test_an_interruption_before_the_first_checkpoint_is_told(fresh: Callable[...
         kernel.run("result")
 
 
-@pytest.mark.parametrize("start", ["gaussian", False])
-def test_an_adapter_may_begin_otherwise(start: Any, fresh: Callable[..., Kernel]) -> None:
-    kernel = fresh()
-    edit = (LORA, f'{LORA} | {{"init_lora_weights": {start!r}}}')
-    assert kernel.run("result", edit).global_step == UPDATES
+def test_an_adapter_may_begin_otherwise_than_with_zeros(fresh: Callable[..., Kernel]) -> None:
+    """It was taken for one that is trained already."""
+    kernel = fresh(updates=2)
+    edit = (LORA, f'{LORA} | {{"init_lora_weights": False}}')
+    assert kernel.run("result", edit).global_step == 2
 
 
 def test_an_adapter_is_put_on_once(fresh: Callable[..., Kernel]) -> None:
@@ -240,8 +253,8 @@ def test_an_adapter_is_put_on_once(fresh: Callable[..., Kernel]) -> None:
         kernel.run("peft_model")
 
 
-def test_nothing_is_saved_as_finished_that_was_not_trained(fresh: Callable[..., Kernel], rows: Dataset) -> None:
-    kernel = fresh(rows=rows.select(range(4)))
+def test_nothing_is_saved_as_finished_that_was_not_trained(fresh: Callable[..., Kernel]) -> None:
+    kernel = fresh(updates=1)
     kernel.run("trainer")
     with pytest.raises(
         FtlibError, match=r"^this adapter has not been trained; run the cell with trainer\.train first$"
@@ -265,7 +278,7 @@ def test_a_training_that_goes_astray_is_stopped(save_steps: int, found: str, fre
 
 
 def test_without_experts_the_adapter_is_of_attention_alone(fresh: Callable[..., Kernel]) -> None:
-    kernel = fresh(recipe__expert_layers=())
+    kernel = fresh(updates=2, recipe__expert_layers=())
     kernel.run("result")
     kernel.save()
     assert len(kernel.weights()) == 2 * 4 * 4
