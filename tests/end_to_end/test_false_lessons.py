@@ -203,7 +203,7 @@ def test_trained_twice_in_one_kernel_it_stays_as_it_is(
     assert kernel.record()["global_step"] == UPDATES
 
 
-@pytest.mark.parametrize("sampling", ["random", pytest.param("group_by_length", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampling", ["group_by_length", pytest.param("random", marks=pytest.mark.slow)])
 def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
     sampling: str, fresh: Callable[..., Kernel], capsys: pytest.CaptureFixture[str]
 ) -> None:
