@@ -6,6 +6,14 @@ import difflib
 class FtlibError(Exception):
     """A mistake or a missing prerequisite, in one line: what was found, what was expected, how to fix it."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on: a message may quote names and values from anybody's data."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
 
 def nearest(name: str, valid: list[str]) -> str:
     """A hint for a name that is not valid: the valid name that looks most like it, or all of them."""

@@ -7,12 +7,14 @@ every value stays as it was written, rows need not be alike, and a broken file i
 import atexit
 import csv
 import json
+import re
 import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ftlib.dataset.shapes import listed, shortened
 from ftlib.errors import FtlibError, nearest
 from ftlib.profiles import DATA_SUFFIXES
 
@@ -32,6 +34,8 @@ def convert(place: Path) -> tuple[Path, dict[str, int]]:
         return _convert(tuple(paths), tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths))
     except UnicodeEncodeError:
         raise FtlibError(f"{place.name} holds half a character, such as \\ud83d; take it out") from None
+    except UnicodeDecodeError:
+        raise FtlibError(f"{place.name} holds bytes that are not UTF-8 text; write them as text") from None
 
 
 def _find(place: Path) -> list[Path]:
@@ -40,8 +44,9 @@ def _find(place: Path) -> list[Path]:
         hint = nearest(place.name, there) if there else "no data file is in that folder"
         raise FtlibError(f"data.dataset {place.name}: no such file or folder; {hint}")
     entries = [place] if place.is_file() else [path for path in sorted(place.iterdir()) if path.name[0] != "."]
-    found = [path for path in entries if path.suffix in DATA_SUFFIXES]
-    others = [path.name for path in entries if path not in found and not path.name.startswith(("README", "LICENSE"))]
+    found = [path for path in entries if path.suffix in DATA_SUFFIXES and not path.is_dir()]
+    others = [path.name + "/" * path.is_dir() for path in entries if path not in found]
+    others = [name for name in others if not name.startswith(("README", "LICENSE"))]
     kinds = sorted({path.suffix for path in found})
     accepted = f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
     if len(kinds) != 1:
@@ -67,13 +72,18 @@ def _convert(paths: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[Path, d
         features[column] = Value("string")
         if any(value is not None and not isinstance(value, str) for value in values):
             features[column] = Json()
-            values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
+            values = [None if value is None else _dumped(value) for value in values]
         arrays.append(pyarrow.array(values, features[column]()))
     folder = Path(tempfile.mkdtemp(prefix="ftlib-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=features.arrow_schema), file)
     return file, {name: len(found) for name, found in read.items()}
+
+
+def _dumped(value: Any) -> str:
+    """As JSON. Parquet has other types, too; a text is bytes there if nothing else was said of it."""
+    return json.dumps(value, ensure_ascii=False, default=lambda odd: odd.decode() if type(odd) is bytes else str(odd))
 
 
 def _read(path: Path) -> list[Row]:
@@ -93,9 +103,8 @@ def _columns(read: dict[str, list[Row]]) -> list[str]:
         if not found:
             raise FtlibError(f"{name} has no rows; expected at least one")
         if set(found) != set(expected):
-            raise FtlibError(
-                f"{name} has columns {found}, {first} has {expected}; expected the same in all files of the folder"
-            )
+            told = f"{name} has columns {listed(found)}, {first} has {listed(expected)}"
+            raise FtlibError(f"{told}; expected the same in all files of the folder")
     return expected
 
 
@@ -106,11 +115,12 @@ def _json(path: Path) -> list[Row]:
     rows: list[Any] = []
     for number, part in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
-            if part.strip():  # of a number, 64 bits can be held
-                rows.append(json.loads(part, parse_int=lambda digits: (int if len(digits) < 19 else float)(digits)))
+            if line := part.strip().lstrip("\ufeff"):  # a file appended to another brings its byte-order mark
+                rows.append(json.loads(line, parse_int=_number, object_pairs_hook=_object))
         except (ValueError, RecursionError) as error:
-            line, reason = number - 1 + getattr(error, "lineno", 1), getattr(error, "msg", error)
-            raise FtlibError(f"{path.name}, line {line}: not valid JSON ({reason}); fix the line") from None
+            reason, at = getattr(error, "msg", error), number - 1 + getattr(error, "lineno", 1)
+            place = f", line {at}" if hasattr(error, "lineno") or not is_list else ""
+            raise FtlibError(f"{path.name}{place}: not valid JSON ({reason}); fix it") from None
     rows = rows[0] if is_list else rows
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -119,15 +129,27 @@ def _json(path: Path) -> list[Row]:
     return rows
 
 
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 19 else float(digits)  # 64 bits can be held
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"an object has {shortened(max(names, key=names.count))!r} twice")
+    return dict(pairs)
+
+
 def _csv(path: Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # by default a long text is an error
     found = []
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines, strict=True)
+        unquoted = re.sub('"[^"]*"', "", lines.readline())
+        lines.seek(0)
+        rows = csv.reader(lines, strict=True, delimiter=max(",;\t", key=unquoted.count))
         try:
             header = next(rows, [])
-            if len(set(header)) < len(header):
-                raise FtlibError(f"{path.name}: found the header {header}, expected a name of its own for each column")
+            _check_header(path, header)
             for row in filter(None, rows):
                 if len(row) != len(header):
                     raise FtlibError(
@@ -140,12 +162,19 @@ def _csv(path: Path) -> list[Row]:
     return found
 
 
+def _check_header(path: Path, header: list[str]) -> None:
+    if len(set(header)) < len(header):
+        raise FtlibError(f"{path.name}: found the header {listed(header)}, expected a name of its own for each column")
+
+
 def _parquet(path: Path) -> list[Row]:
     from pyarrow import ArrowException, parquet
 
     with path.open("rb") as file:
         try:
-            rows: list[Row] = parquet.ParquetFile(file).read().to_pylist()
+            table = parquet.ParquetFile(file).read()
+            _check_header(path, table.column_names)
+            rows: list[Row] = table.to_pylist()
         except (ArrowException, OSError) as error:
             reason = str(error).splitlines()[0][:80]
             raise FtlibError(f"{path.name} is not a readable Parquet file ({reason}); write it again") from None

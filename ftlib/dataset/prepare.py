@@ -3,14 +3,15 @@
 import json
 import os
 import random
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib.dataset import files
 from ftlib.dataset.shapes import COLUMNS, UNUSUAL, BadRow, reader, shortened, unusual
-from ftlib.errors import FtlibError
-from ftlib.profiles import Data, Profile
+from ftlib.errors import FtlibError, printable
+from ftlib.profiles import Data, Profile, Train
 from ftlib.rehearsal import HELD_OUT_FILE
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped_rows.jsonl"
 PROBLEM = ["file", "row", "field", "found", "expected"]
+UNREAD = "It is not trained on. data.columns in the profile says what a column is."
 PLACES_SHOWN = 5
 Place = tuple[str, int]  # file, and number in it
 Row = dict[str, Any]
@@ -31,6 +33,8 @@ def load(profile: Profile, output_dir: Path) -> "tuple[Dataset, Dataset]":
 
     dataset = load_dataset(**source(profile.data), split="train")
     rows = conversations(dataset, profile.data, output_dir)
+    if unread := _unread(dataset, profile.data):
+        print(f"not trained on: {unread}")
     return split(rows, profile.data.held_out_share, profile.train.seed)
 
 
@@ -62,7 +66,8 @@ def check(dataset: "Dataset", settings: Data, max_length: int) -> Checked:
         for what in unusual(row, max_length, copied=text in seen):
             places[what].append(f"row {number} of {file}" if several else f"row {number}")
         seen.add(text)
-    found = []
+    unread = _unread(dataset, settings)
+    found = [("a column that is not read", len(dataset), unread, UNREAD)] if unread else []
     for what, rows in places.items():
         if rows:
             where = ", ".join(rows[:PLACES_SHOWN] + ["…"] * (len(rows) > PLACES_SHOWN))
@@ -97,15 +102,46 @@ def _read(dataset: "Dataset", settings: Data) -> tuple[dict[Place, Row], list[Ro
     """The good rows, converted, by file and number; and of each bad one what is wrong with it, and the row itself."""
     if len(dataset) == 0:
         raise FtlibError(f"{settings.shown} has no rows; expected at least one")
-    convert = reader(dataset.column_names, settings.columns)
+    convert = reader(dataset.column_names, settings.columns).convert
+    _check_types(dataset, settings)
     good: dict[Place, Row] = {}
     bad: list[Row] = []
     for place, row in zip(_places(dataset, settings), dataset, strict=True):
         try:
             good[place] = convert(row)
         except BadRow as problem:
-            bad.append(dict(zip(PROBLEM, (*place, *problem.args), strict=True)) | {"record": row})
+            told = map(printable, problem.args)
+            bad.append(dict(zip(PROBLEM, (*place, *told), strict=True)) | {"record": row})
     return good, bad
+
+
+def _check_types(dataset: "Dataset", settings: Data) -> None:
+    for role, name in settings.columns.items():
+        values = [value for value in dataset[name] if value is not None]
+        texts = any(isinstance(value, str) for value in values)
+        messages = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values)
+        if values and not texts and not (messages and role in ("prompt", "response")):
+            found = f"found {type(values[0]).__name__} in every row, such as {shortened(repr(values[0]))}"
+            expected = "text, or a list of messages" if role in ("prompt", "response") else "text"
+            raise FtlibError(f"data.columns.{role} = {name!r}: {found}, expected {expected}; name another column")
+
+
+def _unread(dataset: "Dataset", settings: Data) -> str:
+    """The columns that nothing reads, each with its share of all the text."""
+    read = reader(dataset.column_names, settings.columns).columns.values()
+    if not (left := [name for name in dataset.column_names if name not in read]):
+        return ""
+    characters = {name: sum(map(_characters, dataset[name])) for name in dataset.column_names}
+    total = max(1, sum(characters.values()))
+    left.sort(key=characters.__getitem__, reverse=True)
+    return ", ".join(f"{shortened(name, 30)!r} ({characters[name] / total:.0%} of the text)" for name in left)
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return sum(map(_characters, inner))
 
 
 def _places(dataset: "Dataset", settings: Data) -> list[Place]:
@@ -138,9 +174,9 @@ def split(dataset: "Dataset", held_out_share: float, seed: int) -> "tuple[Datase
     """
     if held_out_share == 0:
         return dataset, _shipped_questions(dataset)
-    prompts = sorted(set(dataset["user"]))
+    prompts = list(dict.fromkeys(map(_normalised, sorted(set(dataset["user"])))))
     kept = set(random.Random(seed).sample(prompts, round(held_out_share * len(prompts))))
-    held_out = dataset.select([row for row, prompt in enumerate(dataset["user"]) if prompt in kept])
+    held_out = dataset.select([row for row, prompt in enumerate(dataset["user"]) if _normalised(prompt) in kept])
     # A row that asks a held-out prompt only in an earlier turn is on neither side.
     train = dataset.select([row for row, asked in enumerate(_prompts(dataset)) if not asked & kept])
     if not len(held_out) or not len(train):
@@ -158,18 +194,24 @@ def _shipped_questions(dataset: "Dataset") -> "Dataset":
             "data.held_out_share, to 0.1 say, to measure with the data set's own prompts"
         )
     questions = held_out_questions()
-    if shared := set().union(*_prompts(dataset)) & set(questions["user"]):
+    wordings = {_normalised(question): question for question in questions["user"]}
+    if shared := set().union(*_prompts(dataset)) & set(wordings):
         raise FtlibError(
-            f"{len(shared)} of the shipped held-out questions are in the data set, such as {min(shared)!r}; "
+            f"{len(shared)} of the shipped held-out questions are in the data set, such as {wordings[min(shared)]!r}; "
             "set data.held_out_share to hold out a share of the data set's own prompts instead"
         )
     return questions
 
 
 def _prompts(dataset: "Dataset") -> list[set[str]]:
-    """What each row asks, in any turn."""
-    asked = [{turn["content"] for turn in messages if turn["role"] == "user"} for messages in dataset["messages"]]
-    return [{prompt} | turns for prompt, turns in zip(dataset["user"], asked, strict=True)]
+    """What each row asks, in any turn, normalised."""
+    turns = [[turn["content"] for turn in messages if turn["role"] == "user"] for messages in dataset["messages"]]
+    return [set(map(_normalised, [prompt, *asked])) for prompt, asked in zip(dataset["user"], turns, strict=True)]
+
+
+def _normalised(prompt: str) -> str:
+    """The same for prompts that differ by blanks, case or Unicode form alone."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
 def held_out_questions() -> "Dataset":
@@ -177,6 +219,30 @@ def held_out_questions() -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_list([json.loads(line) for line in HELD_OUT_FILE.read_text(encoding="utf-8").splitlines()])
+
+
+def trainable(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", settings: Train) -> "Dataset":
+    """Leave out the rows of which cutting to `max_length` leaves no token to learn from, as TRL does without a word.
+
+    `tokenizer` has TRL's training template, which marks what the assistant says.
+
+    Raises:
+        FtlibError: no row is left.
+    """
+    kept = list(range(len(rows))) if settings.max_length > 1 else []  # the first token is never predicted
+    if kept and settings.assistant_only_loss:
+        from_end = (settings.model_extra or {}).get("truncation_mode") == "keep_end"
+        window = slice(-settings.max_length, None) if from_end else slice(settings.max_length)
+        encoded: Any = tokenizer.apply_chat_template(rows["messages"][:], return_assistant_tokens_mask=True)
+        kept = [row for row, mask in enumerate(encoded["assistant_masks"]) if any(mask[window])]
+    if not kept:
+        seen = "reply" if settings.assistant_only_loss else "text"
+        found = f"train.max_length = {settings.max_length} leaves no {seen} to learn from in any of {len(rows)} rows"
+        raise FtlibError(f"{found}; expected more tokens: raise it")
+    if len(kept) == len(rows):
+        return rows
+    print(f"{len(rows) - len(kept)} of {len(rows)} rows are left out: max_length cuts off the whole reply")
+    return rows.select(kept)
 
 
 def token_lengths(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "pd.DataFrame":

@@ -18,7 +18,7 @@ from ftlib.profiles.schema import DATA_SUFFIXES, ColumnRole, Data, Hub, Lora, Me
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DATA_SUFFIXES", "ColumnRole", "Data", "Hub", "Measure", "Profile"]
+__all__ = ["DATA_SUFFIXES", "ColumnRole", "Data", "Hub", "Measure", "Profile", "Train"]
 FOLDER = Path(__file__).parent
 # A value and the commit that it is pinned to: a file that names another value does not inherit the old one's commit.
 PINNED = {"model": "model_revision", "dataset": "revision"}

@@ -120,7 +120,10 @@ def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session
     kernel.handle_errors(explain)
     redaction.known_secrets()  # of which a rehearsal hides those of the person from now on
     parameters.check(kernel.executed_cells())
-    wanted, root = profiles.load(profile), project_root()
+    root = project_root()
+    if str(profile).endswith(".toml") and not Path(profile).is_file() and (root / profile).is_file():
+        profile = os.path.relpath(root / profile)  # as typed in a terminal: JupyterLab works in notebooks/
+    wanted = profiles.load(profile)
     output_dir = root / output_root / wanted.name
     if _current is not None:
         if (_current.profile, _current.output_dir) != (wanted, output_dir):

@@ -78,6 +78,18 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "endless nesting": ("own.jsonl", '{"prompt": ' + "[" * 100_000, "own.jsonl, line 1: not valid JSON (maximum rec"),
     "half an emoji": ("own.jsonl", '{"prompt": "b\\ud83d"}\n', "own.jsonl holds half a character, such as \\ud83d; t"),
     "too few values": ("own.csv", 'p,c\n"a\n\nb",c\nd\n', "own.csv, line 5: found 1 values, expected 2 as in the head"),
+    "a key twice": (
+        "own.jsonl",
+        '{"a": 1}\n{"a": 1, "a": 2}\n',
+        "own.jsonl, line 2: not valid JSON (an object has 'a' tw",
+    ),
+    "a key twice in a list": (
+        "own.json",
+        '[{"a": 1},\n {"a": 1, "a": 2}]',
+        "own.json: not valid JSON (an object has 'a' t",
+    ),
+    "separators in quotes": ("own.csv", '"a;b;c",d\n1\n', "own.csv, line 2: found 1 values, expected 2 as in the head"),
+    "bytes": ("own.parquet", parquet_bytes([{"prompt": b"\xff"}]), "own.parquet holds bytes that are not UTF-8 text; "),
     "broken parquet": ("own.parquet", WHOLE[:60] + b"\xff" * 40 + WHOLE[100:], "own.parquet is not a readable Parquet"),
 }
 
@@ -96,11 +108,13 @@ def test_what_is_not_there_or_cannot_be_read_is_told(write: Write, place: Path) 
     assert refusal(place) == "gone.jsonl cannot be read (No such file or directory); check its permissions"
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "ROWS.CSV", "rows.txt", "older/rows.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl.gz", "ROWS.CSV", "rows.txt", "older/rows.jsonl", "older.jsonl/rows.jsonl"]
+)
 def test_no_file_of_a_folder_is_passed_over_in_silence(name: str, write: Write, place: Path) -> None:
     write("a.jsonl", jsonl(ROWS))
     write(name, "")
-    found = name.split("/")[0]
+    found = name.removesuffix("rows.jsonl") if "/" in name else name
     endings = ".jsonl, .json, .csv or .parquet"
     assert refusal(place) == f"data.dataset somebodys-own: found {found}, expected only files that end in {endings}"
 
@@ -111,6 +125,13 @@ GOOD: dict[str, tuple[str, str | bytes]] = {
     "json list": ("own.json", json.dumps(ROWS, indent=2)),
     "json lines": ("own.json", jsonl(ROWS)),
     "csv from Windows": ("own.csv", "\ufeffprompt,completion\r\n2 + 2?,4\r\n\r\nAnd 3 + 3?,6\r\n"),
+    "two files in one, each with its mark": (
+        "own.jsonl",
+        "\ufeff" + jsonl(ROWS[:1]) + "\ufeff" + jsonl(ROWS[1:]),
+    ),
+    "csv with semicolons": ("own.csv", 'prompt;"completion"\n2 + 2?;4\nAnd 3 + 3?;6\n'),
+    "csv with tabs": ("own.csv", "\ufeffprompt\tcompletion\n2 + 2?\t4\nAnd 3 + 3?\t6\n"),
+    "parquet of bytes": ("own.parquet", parquet_bytes([{k: v.encode() for k, v in row.items()} for row in ROWS])),
     "parquet": ("own.parquet", parquet_bytes(ROWS)),
     "a name that looks like a pattern": ("own [v1]*.jsonl", jsonl(ROWS)),
 }

@@ -98,6 +98,19 @@ def test_the_same_conversation_written_differently_is_a_copy(settings: Data) -> 
     assert found[["what", "where"]].to_numpy().tolist() == [["a copy", "row 2"]]
 
 
+def test_a_column_that_nothing_reads_is_named_with_its_share(
+    own: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [prompt(f"q{number}", tools=[{"name": "tool"}, None], id=number, note="") for number in range(10)]
+    here, rows = own(rows=lines)
+    unread = "'tools' (57% of the text), 'id' (0% of the text), 'note' (0% of the text)"
+    found = prepare.check(rows, here, 216).unusual
+    assert found[["what", "rows", "where"]].to_numpy().tolist() == [["a column that is not read", 10, unread]]
+    tiny = profiles.load("tiny")
+    prepare.load(tiny.model_copy(update={"data": here.model_copy(update={"held_out_share": 0.2})}), tmp_path)
+    assert capsys.readouterr().out == f"not trained on: {unread}\n", "where nobody looks at notebook 2, too"
+
+
 def test_rows_of_several_files_are_numbered_in_each(own: Callable[..., Any]) -> None:
     here, rows = own(a=[prompt("q1"), prompt(""), prompt("q2")], b=[prompt("q3"), prompt("q1"), prompt("<|call|>")])
     found = prepare.check(rows, here, 216)
@@ -105,6 +118,13 @@ def test_rows_of_several_files_are_numbered_in_each(own: Callable[..., Any]) -> 
     assert found.unusual["where"].tolist() == ["row 2 of b.jsonl"]
     few = prepare.check(rows.select([0, 1]), here, 216).problems
     assert few[["file", "row"]].to_numpy().tolist() == [["mine", 1]], "of some rows, the number among them"
+
+
+def test_the_table_of_problems_holds_nothing_that_acts_on_a_terminal(settings: Data) -> None:
+    key = f"\x1b[2J{'k' * 1000}"
+    rows = rows_of({"messages": [message("user"), {**message("assistant"), key: "\x1b[31m"}]})
+    (found,) = prepare.check(rows, settings, 216).problems[["field", "found"]].to_numpy().tolist()
+    assert found == [rf"messages[1].\x1b[2J{'k' * 76}…", r"'\x1b[31m'"]
 
 
 def test_stopping_names_the_first_bad_row_and_counts_them(own: Callable[..., Any], tmp_path: Path) -> None:
@@ -183,6 +203,22 @@ def test_a_held_out_prompt_is_in_no_turn_of_a_training_row() -> None:
     assert asked.isdisjoint(held_out["user"]), "in earlier turns, neither"
 
 
+VARIANTS = ["Where is Curaçao?", "where is  Curaçao? ", "Where is Curac\u0327ao?", "Where\u00a0is Curaçao？"]
+
+
+def test_prompts_that_differ_in_form_alone_are_the_same_prompt() -> None:
+    rows = rows_of(*(published(0) | {"user": f"{number} {text}"} for number in range(12) for text in VARIANTS))
+    train, held_out = prepare.split(rows, 0.25, seed=0)
+    assert (len(train), len(held_out)) == (36, 12)
+    numbers = [{text.split()[0] for text in side["user"]} for side in (train, held_out)]
+    assert numbers[0].isdisjoint(numbers[1])
+    question = prepare.held_out_questions()["user"][7]
+    for variant in (f" {question}", question.upper(), question.replace(" ", "\u00a0")):
+        with pytest.raises(FtlibError, match="1 of the shipped held-out questions are in the data set") as raised:
+            prepare.split(rows_of(published(0) | {"user": variant}), 0, seed=0)
+        assert repr(question) in str(raised.value)
+
+
 def test_the_seed_alone_decides_what_is_held_out() -> None:
     rows = rows_of(*(published(number, str(number)) for number in range(50)))
     held_out = [set(prepare.split(rows, 0.2, seed)[1]["final"]) for seed in (3, 3, 4)]
@@ -244,13 +280,42 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["assistant_only_loss", "all tokens"])
-def test_the_loss_sees_what_the_profile_says(
-    masked: bool, tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    """As notebook 4's trainer batches it, over a model of next to nothing."""
+@pytest.fixture(scope="session")
+def training_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, shipped_tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """As in notebook 4; not to be changed."""
     training_tokenizer = copy.deepcopy(tokenizer)
     training_tokenizer.chat_template = pin_date(get_training_chat_template(shipped_tokenizer), "2025-08-05")
+    return training_tokenizer
+
+
+def test_rows_with_nothing_left_to_learn_from_are_left_out_and_counted(
+    training_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = message("user", "Capital of France?"), message("user", "Well, " * 300)
+    rows = rows_of(*({"messages": [asked, REASONED]} for asked in (short, long, short)))
+    train = profiles.load("tiny").train
+    masked = train.model_copy(update={"assistant_only_loss": True})
+    assert prepare.trainable(rows, training_tokenizer, train) is rows, "of a cut question, something can be learnt"
+    assert not capsys.readouterr().out
+    kept = prepare.trainable(rows, training_tokenizer, masked)
+    assert list(kept) == [rows[0], rows[2]]
+    assert capsys.readouterr().out == "1 of 3 rows are left out: max_length cuts off the whole reply\n"
+    at_its_end = type(masked)(**masked.model_dump(), truncation_mode="keep_end")
+    assert prepare.trainable(rows, training_tokenizer, at_its_end) is rows
+    for settings, seen in ((train, "text"), (masked, "reply")):
+        with pytest.raises(FtlibError, match=f"max_length = 1 leaves no {seen} to learn from in any of 3 rows"):
+            prepare.trainable(rows, training_tokenizer, settings.model_copy(update={"max_length": 1}))
+    with pytest.raises(FtlibError, match="max_length = 20 leaves no reply"):
+        prepare.trainable(rows, training_tokenizer, masked.model_copy(update={"max_length": 20}))
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["assistant_only_loss", "all tokens"])
+def test_the_loss_sees_what_the_profile_says(
+    masked: bool, tokenizer: PreTrainedTokenizerFast, training_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As notebook 4's trainer batches it, over a model of next to nothing."""
     counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
     shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
     plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}

@@ -36,7 +36,7 @@ def exchange(reply: Any = ANSWERED, system: Any = None, **more: Any) -> dict[str
 
 
 def read(row: Mapping[str, Any], columns: Mapping[Any, str] | None = None) -> dict[str, Any]:
-    return reader(list(row), columns or {})(row)
+    return reader(list(row), columns or {}).convert(row)
 
 
 WHOLE = published("Spanish", "Be brief.", THOUGHT, f"{SPANISH}\n\nBe brief.")
@@ -95,6 +95,51 @@ def test_every_shape_comes_to_the_published_schema(shape: str) -> None:
     assert repr(row) == before, "the row itself is left as it is"
 
 
+SYSTEM, TEXT = {"system": "Be brief."}, {"type": "text"}
+TALK = [("system", "Be brief."), ("human", ASKED), ("gpt", TAGGED)]
+PARTS = [TEXT | {"text": "Capital of"}, TEXT | {"text": "Australia?", "image_url": None}]
+ALPACA = {"instruction": "Name its capital.", "input": "Australia", "output": ANSWERED}
+IN_ONE = {"prompt": "Name its capital.\n\nAustralia", "completion": ANSWERED}
+THE_SAME: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
+    "Alpaca": (ALPACA, {}, IN_ONE),
+    "Alpaca, named": (ALPACA, {"prompt": "instruction", "response": "output"}, IN_ONE),
+    "Alpaca without input": (ALPACA | {"input": ""}, {}, {"prompt": ALPACA["instruction"], "completion": ANSWERED}),
+    "an input of something else": ({"q": ASKED, "input": "x", "a": ANSWERED}, TWO, exchange()),
+    "a prompt and a response": ({"prompt": ASKED, "response": ANSWERED}, {}, exchange()),
+    "ShareGPT": (
+        {"conversations": [{"from": who, "value": text} for who, text in TALK]},
+        {},
+        exchange(thinking=THOUGHT, system="Be brief."),
+    ),
+    "OpenAI": (
+        {"messages": [said("developer", [TEXT | {"text": "Be brief."}]), said("user", PARTS), said("assistant", "a")]},
+        {},
+        {"messages": [said("system", "Be brief."), said("user", "Capital of\nAustralia?"), said("assistant", "a")]},
+    ),
+    "reasoning_content": (exchange(reasoning_content=THOUGHT), {}, exchange(thinking=THOUGHT)),
+    "the same reasoning twice": (exchange(reasoning_content="t", reasoning="t"), {}, exchange(thinking="t")),
+    "messages as a text": ({"messages": json.dumps(exchange()["messages"])}, {}, exchange()),
+    "system beside messages": (SYSTEM | exchange(), {}, exchange(system="Be brief.")),
+    "system beside named columns": (SYSTEM | {"q": ASKED, "a": ANSWERED}, TWO, exchange(system="Be brief.")),
+    "reasoning beside named columns": ({"q": ASKED, "reasoning": "t", "a": "a"}, TWO, exchange("a", thinking="t")),
+}
+
+
+@pytest.mark.parametrize("layout", THE_SAME)
+def test_a_common_layout_is_read_as_people_mean_it(layout: str) -> None:
+    row, columns, same = THE_SAME[layout]
+    assert read(row, columns) == read(same)
+
+
+def test_the_columns_that_are_read_are_known() -> None:
+    assert set(reader([*COLUMNS, "source"], {}).columns.values()) == set(COLUMNS)
+    assert reader(["messages", "thinking", "prompt", "tools"], {}).columns == {"messages": "messages"}
+    alpaca = reader([*ALPACA, "text"], {}).columns
+    assert alpaca == {"prompt": "instruction", "input": "input", "response": "output"}
+    named = reader(["q", "input", "a", "reasoning", "thinking"], {"prompt": "q", "response": "a"}).columns
+    assert named == {"prompt": "q", "response": "a", "thinking": "thinking"}
+
+
 def test_earlier_turns_are_kept_with_their_reasoning() -> None:
     earlier = [said("user", "Hi"), said("assistant", "<think>A greeting.</think>Hello!")]
     found = read({"prompt": [*earlier, said("user", ASKED)], "completion": ANSWERED})["messages"]
@@ -117,7 +162,7 @@ def test_the_language_is_read_from_the_system_message(system: str, language: str
 
 MARKER = "the marker <|end|> | text without markers, which the template writes itself"
 TAGS = "one <think>…</think> at the beginning of the reply"
-MESSAGES = "a list of messages with role and content"
+MESSAGES = "a list of messages with role and content, or its JSON"
 ORDER = "system (or none), then user and assistant in turn"
 REPLY = "messages[1].content"
 BESIDE = {"prompt": ASKED, "completion": [said("assistant", "a")], "thinking": THOUGHT}
@@ -142,6 +187,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "marker in a language": (exchange() | {"reasoning_language": "<|end|>"}, f"reasoning_language | {MARKER}"),
     "two thoughts": (exchange("<think>a</think>\n<think>b"), f"{REPLY} | the tags <think> </think> <think> | {TAGS}"),
     "reasoning beside messages": (BESIDE, f"thinking | '{THOUGHT}' | the reasoning inside the messages of completion"),
+    "input beside messages": (
+        {"instruction": [said("user", "a")], "input": "b", "output": "c"},
+        "instruction | [{'role': 'user', 'content': 'a'}] | text",
+    ),
     "unread": (exchange(tools=["Hm."]), "messages[1].tools | ['Hm.'] | role, content and thinking alone"),
 }
 
@@ -165,6 +214,7 @@ def test_a_field_that_is_blank_is_no_reason_to_refuse_a_row() -> None:
         (published(), []),
         (UNANSWERED, ["an empty answer"]),
         (UNREASONED, ["no reasoning"]),
+        (published() | {"messages": [*WHOLE["messages"], *published()["messages"]]}, ["reasoning in an earlier turn"]),
         (published(final=TAUGHT), ["<think> inside a text"]),
         (published(final="x" * (2_160 - len(ASKED))), []),
         (published(final="x" * (2_161 - len(ASKED))), ["an enormous row"]),

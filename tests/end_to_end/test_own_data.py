@@ -75,7 +75,7 @@ def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Pat
 
 
 def test_rows_without_a_language_go_through_all_five_notebooks(tmp_path: Path, notebooks: Any) -> None:
-    """Half of them with `<think>`; only the assistant's turns are trained on."""
+    """Half of them with `<think>`; only the assistant's turns are trained on. The folder is that of JupyterLab."""
     shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
     with (tmp_path / "rows.jsonl").open("w") as file:
         for number in range(24):
@@ -87,7 +87,7 @@ def test_rows_without_a_language_go_through_all_five_notebooks(tmp_path: Path, n
     parameters = 'profile = "mine.toml"\noutput_root = "outputs"\nresume = True'
     result = subprocess.run(
         [sys.executable, "-c", WALK],
-        cwd=tmp_path,
+        cwd=tmp_path / "notebooks",
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
         input=json.dumps([[parameters, *notebooks.cells(name)[1:]] for name in NOTEBOOKS]),
         capture_output=True,

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet as pq
+
 from ftlib import profiles
 from ftlib.model import publish
 
@@ -34,9 +37,16 @@ def lines(*rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def parquet(columns: list[str], *values: Any) -> bytes:
+    """A Parquet file of one row."""
+    sink = pyarrow.BufferOutputStream()
+    pq.write_table(pyarrow.Table.from_arrays([pyarrow.array([value]) for value in values], names=columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
 def own(file: str, content: str | bytes, *message: str, name: str = "", extra: str = "held_out_share = 0.5") -> Case:
     """A profile of a local file, and what is wrong with the file."""
-    profile = f'[data]\ndataset = "{file}"\n{extra}\n'
+    profile = f"[data]\ndataset = {json.dumps(file)}\n{extra}\n"  # which is TOML, too
     return Case(name or f"{file}: {message[-1]}", message, profile=profile, files={file: content})
 
 
@@ -111,13 +121,14 @@ PARAMETERS = [
     ]
 ]
 
+NAMED = 'columns = { prompt = "q", response = "a" }'
 FILES = [
     Case("missing file", ("data.dataset rosw.jsonl: no such file", "did you mean 'rows.jsonl'?"), profile='[data]\ndataset = "rosw.jsonl"', files={"rows.jsonl": ""}),
     Case("empty folder", ("data.dataset rows: found no data files, expected one kind of .jsonl",), profile='[data]\ndataset = "./rows"', files={"rows/notes.txt": ""}),
     Case("two kinds", ("found .csv and .jsonl files, expected one kind",), profile='[data]\ndataset = "./rows"', files={"rows/a.csv": "", "rows/b.jsonl": ""}),
     Case("other columns", ("b.csv has columns ['x'], a.csv has ['prompt', 'completion']",), profile='[data]\ndataset = "./rows"', files={"rows/a.csv": "prompt,completion\na,b\n", "rows/b.csv": "x\n1\n"}),
     own("rows.jsonl", "", "rows.jsonl has no rows; expected at least one"),
-    own("rows.jsonl", '{"messages": []}\n{"messages":\n', "rows.jsonl, line 2: not valid JSON", "fix the line"),
+    own("rows.jsonl", '{"messages": []}\n{"messages":\n', "rows.jsonl, line 2: not valid JSON", "fix it"),
     own("rows.jsonl", "[1, 2]\n", "rows.jsonl, row 1: found 1, expected an object"),
     own("rows.csv", "prompt,completion\na,b\na,b,c\n", "rows.csv, line 3: found 3 values, expected 2"),
     own("rows.csv", "prompt,prompt\na,b\n", "rows.csv: found the header", "a name of its own for each column"),
@@ -127,6 +138,24 @@ FILES = [
     own("rows.jsonl", lines({"question": "a", "answer": "b"}), "the data set has columns ['question', 'answer']", "[data] columns ="),
     own("rows.jsonl", lines({"question": "a", "answer": "b"}), "data.columns.prompt = 'questoin': the data set has no such column; did you mean 'question'?", extra='columns = { prompt = "questoin", response = "answer" }'),
     own("rows.jsonl", lines({"question": "a"}), "data.columns names ['prompt']", "prompt and response", extra='columns = { prompt = "question" }'),
+    Case("a subfolder", ("data.dataset rows: found older/, expected only files that end in .jsonl",), profile='[data]\ndataset = "./rows"', files={"rows/a.jsonl": "{}", "rows/older/b.jsonl": "{}"}),
+    Case("a folder that is called as a file", ("data.dataset rows: found b.jsonl/, expected only files",), profile='[data]\ndataset = "./rows"', files={"rows/a.jsonl": "{}", "rows/b.jsonl/c.jsonl": "{}"}),
+    own("rows.jsonl", '{"prompt": "a", "prompt": "b", "completion": "c"}\n', "rows.jsonl, line 1: not valid JSON (an object has 'prompt' twice)", "fix it"),
+    own("rows.json", '[{"prompt": "a", "prompt": "b"}]', "rows.json: not valid JSON (an object has 'prompt' twice)"),
+    own("rows.csv", "prompt;completion\na;b\na;b;c\n", "rows.csv, line 3: found 3 values, expected 2", name="semicolons"),
+    own("rows.csv", "prompt\tprompt\na\tb\n", "rows.csv: found the header ['prompt', 'prompt']", name="a header twice, with tabs"),
+    own("rows.csv", "prompt,completion\na,Größe\n".encode("cp1252"), "rows.csv is not UTF-8 text", name="a code page of Windows"),
+    own("rows.parquet", parquet(["prompt", "prompt"], "a", "b"), "rows.parquet: found the header ['prompt', 'prompt']", name="a column twice"),
+    own("rows.parquet", parquet(["prompt", "completion"], "a", b"\xff"), "rows.parquet holds bytes that are not UTF-8 text", name="bytes"),
+    own("rows.jsonl", lines({"k" * 5000: "a", "answer": "b"}), f"the data set has columns ['{'k' * 30}…', 'answer']", name="a very long key"),
+    own("rows.jsonl", lines({"\x1b[31mkey\x07": "a"}), r"the data set has columns ['\x1b[31mkey\x07']", name="a key that colours the terminal"),
+    own("r\x1b[2Jows.jsonl", "[", r"r\x1b[2Jows.jsonl, line 1: not valid JSON", name="a file name that clears the terminal"),
+    own("rows.jsonl", lines({"text": "### Instruction: a ### Response: b"}), "the data set has columns ['text']; expected messages, conversations, prompt and completion, or instruction and output"),
+    own("rows.jsonl", lines({"q": "a", "a": "b"}), "data.columns names a column twice: {'prompt': 'q', 'response': 'q'}; expected another one for each", extra='columns = { prompt = "q", response = "q" }'),
+    own("rows.jsonl", lines({"q": 1, "a": "b"}, {"q": 2, "a": "c"}), "data.columns.prompt = 'q': found int in every row, such as 1, expected text, or a list of messages", extra=NAMED),
+    own("rows.jsonl", lines({"q": "a", "a": ["b", "c"]}), "data.columns.response = 'a': found list in every row, such as ['b', 'c'], expected text", extra=NAMED),
+    own("rows.jsonl", lines({"q": "a", "a": True}), "data.columns.response = 'a': found bool in every row, such as True", extra=NAMED),
+    own("rows.jsonl", lines({"q": "a", "a": "b", "s": [QUESTION]}), "data.columns.system = 's': found list in every row", "expected text; name another column", extra=NAMED.replace("}", ', system = "s" }')),
 ]  # fmt: skip
 
 ROWS = [
@@ -141,11 +170,26 @@ ROWS = [
     own("rows.jsonl", lines({"messages": 1}, {"messages": 2}), "rows.jsonl, row 1, messages: found 1", "(2 bad rows in all)", name="all bad", extra='on_bad_row = "drop"'),
     own("rows.csv", "prompt,completion\na,b\n,c\n", "rows.csv, row 2, prompt: found nothing, expected text", name="an empty prompt"),
     own("rows.jsonl", lines({"q": "a", "a": "b", "l": "French", "s": "reasoning language: German"}), "row 1, l: found 'French', expected 'German', which the system message asks for", name="two languages", extra='columns = { prompt = "q", response = "a", system = "s", reasoning_language = "l" }'),
+    row("a user who thinks", {"messages": [{**QUESTION, "thinking": "Hm."}, ANSWER]}, "messages[0].thinking: found 'Hm.', expected the reasoning of the assistant alone"),
+    row("two reasonings", {"messages": [QUESTION, {**ANSWER, "thinking": "Hm.", "reasoning": "Ah."}]}, "messages[1].reasoning: found 'Ah.', expected the same as in messages[1].thinking"),
+    row("a tool call", {"messages": [QUESTION, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "messages[1].tool_calls: found [{'id': '1'}], expected role, content and thinking alone"),
+    row("a tool's reply", {"messages": [QUESTION, {"role": "tool", "content": "5"}, ANSWER]}, "found the role 'tool', expected system, user"),
+    row("an image", {"messages": [{"role": "user", "content": [{"type": "image", "text": "a cat"}]}, ANSWER]}, "messages[0].content: found [{'type': 'image'", "expected text"),
+    row("a key that colours the terminal, in a message", {"messages": [QUESTION, {**ANSWER, "\x1b[31mkey": "a"}]}, r"messages[1].\x1b[31mkey: found 'a', expected role"),
+    row("a value that colours the terminal", {"messages": [QUESTION, {**ANSWER, "role": "\x1b[31m\u202e"}]}, r"found the role '\x1b[31m\u202e', expected system"),
+    own("rows.jsonl", lines({"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]}), "conversations: found the role 'observation', expected system, user"),
+    own("rows.jsonl", lines({"instruction": "", "input": "2 3", "output": "5"}), "rows.jsonl, row 1, instruction: found nothing, expected text"),
+    own("rows.jsonl", lines({"instruction": "Add.", "input": [2, 3], "output": "5"}), "rows.jsonl, row 1, input: found [2, 3], expected text"),
+    own("rows.csv", f'messages\n"{[QUESTION, ANSWER]}"\n', 'rows.csv, row 1, messages: found "[{\'role\': \'user\'', "expected a list of messages with role and content, or its JSON", name="messages as Python writes them"),
+    own("rows.jsonl", lines({"system": "Be brief.", "messages": [{"role": "system", "content": "Be kind."}, QUESTION, ANSWER]}), "messages: found roles ['system', 'system', 'user', 'assistant'], expected system (or none)"),
+    own("rows.jsonl", '{"prompt": "a", "completion": NaN}\n', "rows.jsonl, row 1, completion: found nothing, expected an answer", name="NaN"),
 ]  # fmt: skip
 
 SPLITS = [
     own("rows.jsonl", lines(*GOOD), "no row asks for a reasoning language", "data.held_out_share", name="nothing to measure with", extra=""),
     own("rows.jsonl", lines(*GOOD), "data.held_out_share 0.01 of 8 prompts leaves 8 rows to train on and 0 to measure with", name="too small a share", extra="held_out_share = 0.01"),
+    own("rows.jsonl", lines(*({"prompt": text, "completion": "a"} for text in ("Who?", "who?", " WHO?", "Who？"))), "data.held_out_share 0.5 of 1 prompts leaves 4 rows to train on and 0", name="one prompt in four forms"),
+    own("rows.jsonl", lines({"prompt": " Do you KNOW what the capital of\u00a0poland is? ", "completion": "Warsaw.", "reasoning_language": "French"}), "1 of the shipped held-out questions are in the data set, such as 'Do you know what the capital of Poland is?'", name="a shipped question in another form", extra=""),
 ]  # fmt: skip
 
 HUB = [
