@@ -284,3 +284,14 @@ def test_without_experts_the_adapter_is_of_attention_alone(fresh: Callable[..., 
     assert len(kernel.weights()) == 2 * 4 * 4
     assert "experts of layers none" in (kernel.folder / "adapter/README.md").read_text()
     assert kernel.record()["adapted_expert_tensors"] == 0
+
+
+def test_rows_of_which_nothing_is_left_are_not_trained_on(fresh: Callable[..., Kernel], tmp_path: Path) -> None:
+    """It trained on nothing, with a loss of 0.0."""
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}] for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"messages": each}) for each in turns))
+    data = {"data__dataset": str(tmp_path / "rows.jsonl"), "data__revision": None, "data__held_out_share": 0.5}
+    kernel = fresh(train__max_length=1, **data)
+    del kernel.given["train_dataset"]
+    with pytest.raises(FtlibError, match=r"^train\.max_length = 1 leaves no text to learn from in any of 2 rows"):
+        kernel.run("train_dataset")
