@@ -161,7 +161,9 @@ def execute(client: Any, source: str) -> tuple[str, list[str]]:
     said: list[str] = []
 
     def keep(message: dict[str, Any]) -> None:
-        said.append(message["content"].get("text") or "\n".join(message["content"].get("traceback", [])))
+        content = message["content"]
+        if text := content.get("text") or "\n".join(content.get("traceback", [])):
+            said.append(text)
 
     reply = client.execute_interactive(source, output_hook=keep, timeout=HANGING_S)
     return reply["content"]["status"], said
