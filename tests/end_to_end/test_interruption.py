@@ -138,6 +138,7 @@ def test_a_kernel_that_is_interrupted_says_so_in_one_line_and_goes_on(
     _, *sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     (trains,) = [place for place, source in enumerate(sources) if "trainer.train(" in source]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of the others: threads add up in another order
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(alone.project))
     try:
         for source in (given, *sources[:trains]):
