@@ -4,6 +4,7 @@ PEFT says nothing when a name in `target_parameters` matches no parameter, or wh
 model that it is loaded into. Either leaves experts that silently never learned.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from ftlib.errors import FtlibError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from torch import Tensor, nn
 
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
@@ -35,6 +36,27 @@ def expert_target_parameters(layers: Sequence[int], num_hidden_layers: int) -> l
             "choose from those"
         )
     return [f"{layer}.mlp.experts.{name}" for layer in layers for name in EXPERT_PARAMETERS]
+
+
+def check_targets(model: "nn.Module", peft_config: "LoraConfig") -> None:
+    """Check that a model has no adapter yet, and has the layers that `target_modules` names.
+
+    PEFT takes a text for a pattern that must match a layer's whole name, and skips in silence what matches none.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+    from torch.nn import Embedding, Linear
+
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise FtlibError("this model has an adapter already; run the cells again from the one that loads the model")
+    wanted, each = peft_config.target_modules, copy.copy(peft_config)
+    for name in [wanted] if isinstance(wanted, str) else sorted(wanted or ()):
+        each.target_modules = name if isinstance(wanted, str) else [name]
+        found = [module for path, module in model.named_modules() if check_target_module_exists(each, path)]
+        if name != "all-linear" and not (found and all(isinstance(module, Linear | Embedding) for module in found)):
+            hint = f"a pattern for whole names, such as '.*{name or 'q_proj'}'" if isinstance(wanted, str) else "q_proj"
+            raise FtlibError(
+                f"lora.target_modules: {name!r} names no linear layers of the model; write 'all-linear' or {hint}"
+            )
 
 
 def parameter_table(model: "nn.Module") -> "pd.DataFrame":

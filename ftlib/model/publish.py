@@ -1,13 +1,15 @@
 """What goes up to the Hub: the adapter's files, and a model card that says how it was made and how well it does."""
 
+import json
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlib.errors import FtlibError
+from ftlib.model import recipe
 from ftlib.profiles import Profile
 from ftlib.session import hub_client, manifest
 
@@ -20,15 +22,16 @@ ADAPTER_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "README.md", manifest.NAME),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
+AGAIN = "run 04_train_lora.ipynb with resume = False"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
-def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
+def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
     """List the files of a saved adapter that go up to the Hub: index file, column bytes.
 
     Raises:
-        FtlibError: one of them is missing or has changed since it was saved.
+        FtlibError: one of them is missing or has changed since it was saved, or the profile is not the adapter's.
     """
     import pandas as pd
 
@@ -36,20 +39,37 @@ def files_to_push(adapter_dir: Path) -> "pd.DataFrame":
     if missing:
         raise FtlibError(f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first")
     manifest.verify(adapter_dir)
+    listed = {*json.loads((adapter_dir / manifest.NAME).read_bytes()), manifest.NAME, "README.md"}
+    if unlisted := [name for name in ADAPTER_FILES if name not in listed]:
+        raise FtlibError(f"{adapter_dir.name}/{manifest.NAME} lacks {unlisted}; {AGAIN}")
+    _check_profile(adapter_dir, profile)
     sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
     return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()
+
+
+def _check_profile(adapter_dir: Path, profile: Profile) -> None:
+    """Check that the profile in force is the one that the adapter was trained with, and its base the profile's."""
+    beside, config = adapter_dir.with_name("profile.json"), adapter_dir / "adapter_config.json"
+    try:
+        earlier = recipe.asked(json.loads(beside.read_bytes()))
+        base = json.loads(config.read_bytes())
+        trained = {"hub.model": base["base_model_name_or_path"], "hub.model_revision": base["revision"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FtlibError(f"{beside.name} or {adapter_dir.name}/{config.name} cannot be read; {AGAIN}") from None
+    ways_out = f"take that back, or {AGAIN}"
+    recipe.check_same(f"{adapter_dir.name}/", earlier | trained, recipe.asked(profile.model_dump()), ways_out)
 
 
 def push(profile: Profile, adapter_dir: Path, command: str) -> str:
     """Push a finished adapter as notebook 05 does, in one commit, and return the repository's address.
 
     Raises:
-        FtlibError: there is no finished adapter, or the token may not push it.
+        FtlibError: there is no finished adapter, it is another profile's, or the token may not push it.
         HfHubHTTPError: the Hub does not take it.
     """
     from huggingface_hub import HfApi
 
-    files_to_push(adapter_dir)
+    files_to_push(adapter_dir, profile)
     repo = hub_client.check_access(profile.hub, command)
     api = HfApi()
     address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
@@ -63,18 +83,18 @@ def model_card(
     """Write the adapter's model card.
 
     Args:
-        profile: the profile that the adapter was trained with.
-        repo: its name on the Hub.
-        training: the record of notebook 04.
+        profile: says where the data comes from.
+        repo: the adapter's name on the Hub.
+        training: the record of notebook 04, with the recipe as the trainer was given it.
         results: measurements by label. Numbers also go into the metadata; what is None is left out.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    data, name = profile.data, repo.split("/")[-1]
+    data, name, trained = profile.data, repo.split("/")[-1], training["recipe"]
     measured = {label: value for label, value in results.items() if value is not None}
     eval_results = _eval_results(profile, measured)
     metadata = ModelCardData(
-        base_model=profile.hub.model,
+        base_model=trained["hub.model"],
         datasets=None if data.is_local else [data.dataset],
         library_name="peft",
         pipeline_tag="text-generation",
@@ -84,16 +104,25 @@ def model_card(
         eval_results=eval_results or None,
     )
     values = {
-        **dict(profile),
         "name": name,
         "repo": repo,
         "data": f"{data.shown}, a local file" if data.is_local else f"{data.dataset} at {data.revision}",
         "measured": measured,
         "training": training,
+        "recipe": trained,
+        "adapted": _adapted(trained["lora.target_modules"] or (), trained["lora.target_parameters"] or ()),
         "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
     }
     card: ModelCard = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values)
     return card
+
+
+def _adapted(modules: str | Sequence[str], parameters: Sequence[str]) -> str:
+    """The layers and experts that have an adapter, in words."""
+    names = [modules] if isinstance(modules, str) else sorted({path.split(".")[-1] for path in modules})
+    layers = dict.fromkeys(name.split(".mlp.")[0] for name in parameters)
+    shown = [f"`{name.replace('`', '')}`" for name in names]
+    return f"on {', '.join(shown) or 'no layers'}; experts of layers {', '.join(layers) or 'none'}"
 
 
 def _eval_results(profile: Profile, measured: Mapping[str, str | float]) -> "list[EvalResult]":

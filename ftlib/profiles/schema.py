@@ -206,7 +206,8 @@ class Train(CallSection):
         "lr_scheduler_type": (SCHEDULES, NO_EVALUATION),
         "optim": (["adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"], NOT_LOCKED),
         "packing": ([False], "packed rows would read each other; see recipe.padding_free"),
-        "save_strategy": (["steps", "epoch", "no"], NO_EVALUATION),
+        "save_only_model": ([False], "training resumes from checkpoints"),
+        "save_strategy": (["steps"], "an adapter is finished once its last checkpoint is sealed"),
         "truncation_mode": (["keep_start", "keep_end"], "trl has no other"),
         "use_liger_kernel": ([False], NOT_LOCKED),
     }

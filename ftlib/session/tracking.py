@@ -14,4 +14,5 @@ def start(session: Session) -> str:
     if session.is_main:
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.init(project=session.profile.track.project, name=run_name, embed=False, resume="allow")
+            trackio.finish()  # type: ignore[no-untyped-call]  # or it would say so when training begins
     return run_name

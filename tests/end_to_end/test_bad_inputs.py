@@ -6,7 +6,6 @@ found: before any model is loaded.
 
 import builtins
 import errno
-import json
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from helpers.bad_inputs import CASES, Case
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from ftlib import cli, profiles
+from ftlib import cli
 from ftlib.model import checkpoints, publish
 from ftlib.runner import execution, report
 from ftlib.session import hub_client, kernel, manifest, session
@@ -136,18 +135,10 @@ class World:
     def change(self, name: str) -> None:
         (self.output / name).write_text("changed")
 
-    def no_checkpoint(self) -> None:
-        self.reach["04_train_lora"].append("last_checkpoint")
-
-    def checkpoint(self, question: str = "Hi") -> None:
-        """One that tiny's recipe has left."""
-        self.no_checkpoint()
+    def checkpoint(self) -> None:
         folder = "checkpoints/checkpoint-3"
         (self.output / folder).mkdir(parents=True)
-        run: Any = SimpleNamespace(profile=profiles.load("tiny"))
-        progress = {"seconds": 1, "recipe": checkpoints._recipe(run, rows(question))}
-        self._seal(folder, ["adapter_model.safetensors"])
-        (self.output / folder / checkpoints.PROGRESS).write_text(json.dumps(progress))
+        self._seal(folder, ["adapter_model.safetensors", "progress.json"])
 
     def another_trains(self) -> None:
         self.checkpoint()

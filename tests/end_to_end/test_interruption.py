@@ -7,12 +7,14 @@ import json
 import random
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import nbformat
 import pytest
 from helpers import HANGING_S, ROOT
 from helpers.launching import TRAIN, Launch, azure_ml, leave_nobody_behind, ranks  # noqa: F401  # for every test
+from jupyter_client.manager import start_new_kernel
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -70,6 +72,11 @@ class Training:
         folders = (self.folder / "checkpoints").glob("checkpoint-*")
         return {path.name for path in folders if manifest.is_complete(path) == sealed}
 
+    def wait_for(self, checkpoint: str) -> bool:
+        while checkpoint not in self.checkpoints(sealed=True):
+            time.sleep(0.02)
+        return True
+
     def says(self, text: str) -> bool:
         return any(text in path.read_text() for path in (self.folder / "notebooks").glob("04_train_lora*.ipynb"))
 
@@ -118,6 +125,49 @@ def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
         assert training.weights.read_bytes() == alone.weights.read_bytes(), f"after kill {number}"
         assert training.checkpoints(sealed=False) == set()
     assert killed >= 3, "most kills come before it is over"
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_interrupted_says_so_in_one_line_and_goes_on(
+    alone: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in JupyterLab: the cell is interrupted while it trains, run again, and so are the cells below it."""
+    training = Training(alone.project, "by-hand")
+    notebook = nbformat.read(alone.project / "notebooks/04_train_lora.ipynb", as_version=4)
+    given = 'profile, output_root, resume = "brief.toml", "by-hand", False'
+    _, *sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (trains,) = [place for place, source in enumerate(sources) if "trainer.train(" in source]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of the others: threads add up in another order
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(alone.project))
+    try:
+        for source in (given, *sources[:trains]):
+            assert execute(client, source)[0] == "ok", source
+        interrupting = Thread(target=lambda: training.wait_for("checkpoint-3") and manager.interrupt_kernel())
+        interrupting.start()
+        status, said = execute(client, sources[trains])
+        interrupting.join()
+        assert (status, len(said[-1].splitlines())) == ("error", 1)
+        assert "stopped by hand; a training goes on from its last checkpoint" in said[-1]
+        for source in sources[trains:]:
+            status, said = execute(client, source)
+            assert status == "ok", said
+    finally:
+        manager.shutdown_kernel(now=True)
+    assert training.weights.read_bytes() == alone.weights.read_bytes()
+
+
+def execute(client: Any, source: str) -> tuple[str, list[str]]:
+    """Run a cell in a kernel; returns "ok" or "error", and the texts that a person sees."""
+    said: list[str] = []
+
+    def keep(message: dict[str, Any]) -> None:
+        content = message["content"]
+        if text := content.get("text") or "\n".join(content.get("traceback", [])):
+            said.append(text)
+
+    reply = client.execute_interactive(source, output_hook=keep, timeout=HANGING_S)
+    return reply["content"]["status"], said
 
 
 @pytest.fixture(scope="module")

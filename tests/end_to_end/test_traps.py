@@ -120,6 +120,7 @@ def test_curves_open_no_dashboard_and_no_space_and_training_pushes_nothing(
 
     begun: list[dict[str, Any]] = []
     monkeypatch.setattr(trackio, "init", lambda **settings: begun.append(settings))
+    monkeypatch.setattr(trackio, "finish", lambda: None)
     monkeypatch.setattr("trl.SFTConfig", dict)
     run = {"profile": profile, "checkpoints_dir": tmp_path / "checkpoints", "trackers": ["trackio"]}
     session = SimpleNamespace(world_size=1, is_main=True, **run)

@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import pyarrow
 from pyarrow import parquet as pq
+
+from ftlib import profiles
+from ftlib.model import publish
 
 EXPLORE = ("run", "02_explore_dataset", "--profile", "mine.toml")
 TRAIN = ("run", "04_train_lora", "--profile", "mine.toml")
@@ -49,6 +53,17 @@ def own(file: str, content: str | bytes, *message: str, name: str = "", extra: s
 def row(name: str, wrong: Any, *message: str) -> Case:
     """A bad row, the third of its file."""
     return own("rows.jsonl", lines(*GOOD[:2], wrong, *GOOD[2:]), "rows.jsonl, row 3, ", *message, name=name)
+
+
+def adapter(base: str = "rehearsal/gpt-oss-tiny", unlisted: str = "") -> dict[str, str | bytes]:
+    """The files in which the world's adapter says how it was trained: by profile tiny."""
+    tiny = profiles.load("tiny")
+    config = json.dumps({"base_model_name_or_path": base, "revision": tiny.hub.model_revision})
+    names = {*publish.ADAPTER_FILES} - {"README.md", "manifest.json", unlisted}
+    texts = {name: f"finished {name}".encode() for name in names} | {"adapter_config.json": config.encode()}
+    sums = {name: {"sha256": sha256(text).hexdigest(), "size": len(text)} for name, text in texts.items()}
+    beside = {"adapter/adapter_config.json": config, "adapter/manifest.json": json.dumps(sums)}
+    return {f"outputs/mine/{name}": text for name, text in {"profile.json": tiny.model_dump_json(), **beside}.items()}
 
 
 COMMANDS = [
@@ -286,10 +301,17 @@ MACHINES = [
 ARTEFACTS = [
     Case("an adapter that was changed", ("adapter/adapter_model.safetensors: found 7 bytes", "expected", "as manifest.json has it"), PUSH, circumstance=("change", "adapter/adapter_model.safetensors")),
     Case("a manifest that is none", ("adapter/manifest.json unreadable",), PUSH, circumstance=("change", "adapter/manifest.json")),
-    Case("another recipe", ("checkpoint-3 was trained with train.seed = 0, now it is 1; resume = False", "another output_root keeps both"), TRAIN, profile="[train]\nseed = 1", circumstance=("checkpoint",)),
-    Case("other rows", ("checkpoint-3 was trained with training rows = ", "resume = False"), TRAIN, circumstance=("checkpoint", "Bye")),
-    Case("no checkpoint of a finished adapter", ("adapter/ holds a finished adapter, and there is no checkpoint of it; resume = False",), TRAIN, circumstance=("no_checkpoint",)),
+    Case("no checkpoint of a finished adapter", ("adapter/ holds a finished adapter, and there is no checkpoint of it", "set resume = False",), TRAIN),
     Case("a training that runs already", ("another process is training in outputs/mine/, or a notebook", "wait for it"), TRAIN, circumstance=("another_trains",)),
+    Case("a manifest that lists nothing", ("adapter/manifest.json",), PUSH, files={"outputs/mine/adapter/manifest.json": "{}"}),
+    Case("a manifest that lists less than is pushed", ("adapter/manifest.json lacks ['adapter_model.safetensors']",), PUSH, files=adapter(unlisted="adapter_model.safetensors")),
+    *(
+        Case(f"another profile than the adapter's: {name}", (f"adapter/ was trained with {name} = ", "now it is", "take that back, or run 04_train_lora"), PUSH, profile=f"[{section}]\n{key} = {value}", files=adapter())
+        for name, section, key, value in [("lora.r", "lora", "r", "4"), ("train.seed", "train", "seed", "1"), ("data.held_out_share", "data", "held_out_share", "0.5"), ("recipe.expert_layers", "recipe", "expert_layers", "[]")]
+    ),
+    Case("an adapter of another base", ("adapter/ was trained with hub.model = other/base, now it is rehearsal/gpt-oss-tiny",), PUSH, files=adapter(base="other/base")),
+    Case("an adapter without its profile", ("profile.json or adapter/adapter_config.json cannot be read; run 04_train_lora",), PUSH),
+    Case("a dtype that does nothing", ("recipe.adapter_dtype = 'bfloat16' needs model.dtype = 'bfloat16'", "float32"), profile='[recipe]\nadapter_dtype = "bfloat16"'),
 ]  # fmt: skip
 
 CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *MACHINES, *ARTEFACTS]

@@ -59,7 +59,8 @@ def train(rig: Rig, recipe: str, run: str, killed: int, stopped: int) -> dict[st
     trainer.add_callback(Interruption(killed, stopped))
     rig.run("04_train_lora", "result", namespace)
     trained = time.monotonic()
-    rig.run("04_train_lora", "published_tokenizer", namespace)
+    if not stopped:  # else it is not finished, and nothing saves it as if it were
+        rig.run("04_train_lora", "published_tokenizer", namespace)
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "resumed_from": namespace["last_checkpoint"].name if namespace["last_checkpoint"] else None,

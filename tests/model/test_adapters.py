@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 
@@ -57,6 +58,20 @@ def test_a_name_that_matches_nothing_is_refused(model: GptOssForCausalLM, with_a
     peft_model = with_adapter(model, ["1.mlp.experts.down_proj", "7.mlp.experts.up_proj"])
     with pytest.raises(FtlibError, match=r"1 of 2 expert tensors have no adapter, such as 7\.mlp\.experts\.up_proj"):
         adapters.adapted_expert_tensors(peft_model)
+
+
+@pytest.mark.parametrize("names", ["q_proj", "", "nothing", ["q_proj", "nothing"], "mlp", [r".*q_proj"]])
+def test_target_modules_that_name_nothing_to_adapt_are_refused(base_model: GptOssForCausalLM, names: Any) -> None:
+    """PEFT adapts the experts alone, and says nothing."""
+    with pytest.raises(
+        FtlibError, match=r"^lora\.target_modules: '.*' names no linear layers of the model; write 'all-l"
+    ):
+        adapters.check_targets(base_model, LoraConfig(target_modules=names))
+
+
+@pytest.mark.parametrize("names", ["all-linear", ".*q_proj", ["q_proj", "v_proj"], []])
+def test_other_target_modules_are_not(base_model: GptOssForCausalLM, names: Any) -> None:
+    adapters.check_targets(base_model, LoraConfig(target_modules=names))
 
 
 def test_parameter_table_accounts_for_every_parameter(model: GptOssForCausalLM, with_adapter: WithAdapter) -> None:

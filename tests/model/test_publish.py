@@ -4,6 +4,7 @@
 """
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,17 +16,26 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ftlib import profiles
-from ftlib.model import publish
+from ftlib.model import publish, recipe
+from ftlib.profiles import Profile
 from ftlib.session import manifest
 
 TRAINING = {"global_step": 63, "training_loss": 1.13874}
+MODULES = [f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj")]
 RESULTS = {"Reasons in the language asked for": "100.0%, before 20.0%"}
+
+
+def training(profile: Profile) -> dict[str, Any]:
+    """A record of notebook 04 whose trainer was given what the profile asks for."""
+    layers = [f"{layer}.mlp.experts.down_proj" for layer in profile.recipe.expert_layers]
+    adapted = {"lora.target_modules": MODULES, "lora.target_parameters": layers}
+    return TRAINING | {"recipe": recipe.asked(profile.model_dump()) | adapted}
 
 
 def card(name: str = "tiny", repo: str = "learner/adapter", results: Any = RESULTS, **changes: Any) -> ModelCard:
     profile = profiles.load(name)
     data = profile.data.model_copy(update=changes)
-    return publish.model_card(profile.model_copy(update={"data": data}), repo, TRAINING, results)
+    return publish.model_card(profile.model_copy(update={"data": data}), repo, training(profile), results)
 
 
 @pytest.fixture
@@ -35,7 +45,11 @@ def adapter_dir(tmp_path: Path) -> Path:
     (folder / "checkpoint-63").mkdir(parents=True)
     for name in {*publish.ADAPTER_FILES, "training_args.bin", "checkpoint-63/optimizer.pt"}:
         (folder / name).write_text("{}")
+    hub = profiles.load("tiny").hub
+    config = {"base_model_name_or_path": hub.model, "revision": hub.model_revision}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     manifest.write(folder, {*publish.ADAPTER_FILES} - {"README.md"})
+    (tmp_path / "profile.json").write_text(profiles.load("tiny").model_dump_json())
     card().save(folder / "README.md")
     return folder
 
@@ -50,8 +64,8 @@ def test_the_card_names_the_profiles_own_base_data_and_recipe(name: str) -> None
     for expected in (
         f"{profile.hub.model} at {profile.hub.model_revision}",
         f"{profile.data.dataset} at {profile.data.revision}",
-        f"r {profile.lora.r}, alpha {profile.lora.lora_alpha}, all-linear; experts of layers",
-        f"experts of layers {list(profile.recipe.expert_layers)}",
+        f"r {profile.lora.r}, alpha {profile.lora.lora_alpha}, on `q_proj`, `v_proj`; experts of layers",
+        f"experts of layers {', '.join(map(str, profile.recipe.expert_layers))} - Trained on",
         f"whole conversations (assistant_only_loss false), up to {profile.train.max_length} tokens",
         "63 steps of 16 rows, cosine_with_min_lr",
         f"learning rate {profile.train.learning_rate:g}, warm-up 0.03, mean loss 1.1387, seed {profile.train.seed}",
@@ -111,14 +125,16 @@ def test_the_rehearsal_hub_takes_the_card_and_gets_no_more_than_it_should(
 import json, sys
 from pathlib import Path
 from ftlib import start
-from ftlib.model import publish
+from ftlib.model import publish, recipe
+from ftlib.profiles import Profile
 session = start("tiny")
 from huggingface_hub import HfApi, ModelCard
 api, repo = HfApi(), "learner/" + session.profile.hub.push_target
 publish.push(session.profile, Path({str(adapter_dir)!r}), session.command("push"))
 torch_is_loaded = "torch" in sys.modules
 commits = [commit.title for commit in api.list_repo_commits(repo)]
-card = publish.model_card(session.profile, repo, {TRAINING}, {{**{RESULTS}, "Held-out loss": 0.5}})
+training = json.loads({json.dumps(training(profiles.load("tiny")))!r})
+card = publish.model_card(session.profile, repo, training, {{**{RESULTS}, "Held-out loss": 0.5}})
 card.validate()
 card.push_to_hub(repo)
 print(json.dumps([api.list_repo_files(repo), ModelCard.load(repo).data.to_dict(), commits, torch_is_loaded]))
