@@ -138,7 +138,8 @@ def _values(path: Path, shown: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FtlibError(f"profile {shown}: not valid TOML: {error}") from None
     except OSError as error:
-        raise FtlibError(f"profile {shown}: cannot be read ({error.strerror}); check its permissions") from None
+        found = f"profile {shown}: cannot be read ({error.strerror})"
+        raise FtlibError(f"{found}; check its name and permissions") from None
 
 
 def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session
     _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
     if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
         print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")
-    if _current.is_main and not manifest.is_complete(_current.adapter_dir):  # which keeps the profile it came from
+    if _current.is_main and not _current.adapter_dir.exists():  # beside it stays the profile that it came from
         _current.keep_profile()
     return _current
 

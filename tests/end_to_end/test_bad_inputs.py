@@ -20,7 +20,7 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from filelock import FileLock
 from helpers import NOTEBOOKS
-from helpers.bad_inputs import CASES, Case
+from helpers.bad_inputs import CASES, Case, adapter
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -54,6 +54,8 @@ class World:
                 (folder / "notebooks" / f"{name}.ipynb").write_text(EMPTY)
             (self.output / "records" / f"{name}.json").write_text('{"base_bytes": 1}')
         self._seal("adapter", [name for name in publish.ADAPTER_FILES if name != manifest.NAME])
+        for name, text in adapter().items():
+            (root / name).write_text(text)
         self.role("write")
         self.free_bytes(10**12)
         monkeypatch.setattr(execution, "_execute", lambda name, parameters, folder: self.execute(name, parameters))

@@ -55,7 +55,7 @@ def row(name: str, wrong: Any, *message: str) -> Case:
     return own("rows.jsonl", lines(*GOOD[:2], wrong, *GOOD[2:]), "rows.jsonl, row 3, ", *message, name=name)
 
 
-def adapter(base: str = "rehearsal/gpt-oss-tiny", unlisted: str = "") -> dict[str, str | bytes]:
+def adapter(base: str = "rehearsal/gpt-oss-tiny", unlisted: str = "") -> dict[str, str]:
     """The files in which the world's adapter says how it was trained: by profile tiny."""
     tiny = profiles.load("tiny")
     config = json.dumps({"base_model_name_or_path": base, "revision": tiny.hub.model_revision})
@@ -76,7 +76,7 @@ COMMANDS = [
     Case("output root is in a file", ("output_root = 'file/runs': nothing can be written there",), ("doctor", "--output-root", "file/runs"), files={"file": ""}),
     Case("the run's folder is a file", ("output_root = 'other': nothing can be written there (File exists)",), (*EXPLORE, "--output-root", "other"), files={"other/mine": ""}),
     Case("a name too long for a folder", ("nothing can be written there (File name too long)",), (*EXPLORE, "--output-root", "x" * 300)),
-    Case("a profile's path too long", ("File name too long (xxx", " … ", "xxx.toml); choose shorter names"), ("doctor", "--profile", "x" * 5000 + ".toml")),
+    Case("a profile's path too long", ("cannot be read (File name too long); check its name and permissions",), ("doctor", "--profile", "x" * 5000 + ".toml")),
     Case("escapes in a profile's path", (r"profile \x1b[2J\n.toml: no such file",), ("run", "--profile", "\x1b[2J\n.toml")),
     Case("no such notebook here", ("found no notebooks/01_setup.ipynb; run this in the project's folder",), ("run", "01_setup", "--output-root", "empty"), circumstance=("lose", "notebooks/01_setup.ipynb")),
     Case("report of nothing", ("no executed notebooks of mine were found; run `ftlib run` first",), ("report", "--profile", "mine.toml", "--output-root", "empty")),
@@ -306,12 +306,11 @@ ARTEFACTS = [
     Case("a manifest that lists nothing", ("adapter/manifest.json",), PUSH, files={"outputs/mine/adapter/manifest.json": "{}"}),
     Case("a manifest that lists less than is pushed", ("adapter/manifest.json lacks ['adapter_model.safetensors']",), PUSH, files=adapter(unlisted="adapter_model.safetensors")),
     *(
-        Case(f"another profile than the adapter's: {name}", (f"adapter/ was trained with {name} = ", "now it is", "take that back, or run 04_train_lora"), PUSH, profile=f"[{section}]\n{key} = {value}", files=adapter())
+        Case(f"another profile than the adapter's: {name}", (f"adapter/ was trained with {name} = ", "now it is", "take that back, or run 04_train_lora"), PUSH, profile=f"[{section}]\n{key} = {value}")
         for name, section, key, value in [("lora.r", "lora", "r", "4"), ("train.seed", "train", "seed", "1"), ("data.held_out_share", "data", "held_out_share", "0.5"), ("recipe.expert_layers", "recipe", "expert_layers", "[]")]
     ),
     Case("an adapter of another base", ("adapter/ was trained with hub.model = other/base, now it is rehearsal/gpt-oss-tiny",), PUSH, files=adapter(base="other/base")),
-    Case("an adapter without its profile", ("profile.json or adapter/adapter_config.json cannot be read; run 04_train_lora",), PUSH),
-    Case("a dtype that does nothing", ("recipe.adapter_dtype = 'bfloat16' needs model.dtype = 'bfloat16'", "float32"), profile='[recipe]\nadapter_dtype = "bfloat16"'),
+    Case("an adapter without its profile", ("profile.json or adapter/adapter_config.json cannot be read; run 04_train_lora",), PUSH, circumstance=("lose", "outputs/mine/profile.json")),
 ]  # fmt: skip
 
 CASES = [*COMMANDS, *PROFILES, *EXTENDING, *PARAMETERS, *FILES, *ROWS, *SPLITS, *HUB, *DISK, *MACHINES, *ARTEFACTS]
