@@ -1,5 +1,6 @@
 """A Hub that fails: what may succeed later is retried, the rest is one line, and the command in it works later."""
 
+import json
 import math
 import re
 import shlex
@@ -15,7 +16,7 @@ from huggingface_hub.utils._http import default_client_factory
 from transformers import AutoConfig
 
 from ftlib import cli, profiles
-from ftlib.model import publish
+from ftlib.model import publish, recipe
 from ftlib.rehearsal.hub import MODEL_ID
 from ftlib.session import hub_client, manifest, session
 
@@ -51,8 +52,13 @@ def adapter(hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run.adapter_dir.mkdir(parents=True)
     for name in {*publish.ADAPTER_FILES} - {manifest.NAME, "README.md"}:
         (run.adapter_dir / name).write_bytes(name.encode() * 1000)
+    base = {"base_model_name_or_path": PROFILE.hub.model, "revision": PROFILE.hub.model_revision}
+    (run.adapter_dir / "adapter_config.json").write_text(json.dumps(base))
     manifest.write(run.adapter_dir, [path.name for path in run.adapter_dir.iterdir()])
-    publish.model_card(PROFILE, REPO, {"global_step": 63, "training_loss": 1.1}, {}).save(run.adapter_dir / "README.md")
+    trained = recipe.asked(PROFILE.model_dump()) | {"lora.target_parameters": []}
+    training = {"global_step": 63, "training_loss": 1.1, "recipe": trained}
+    publish.model_card(PROFILE, REPO, training, {}).save(run.adapter_dir / "README.md")
+    run.keep_profile()
     return run.adapter_dir
 
 
