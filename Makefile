@@ -85,7 +85,7 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux \
 		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml
 
-$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+$(INSTALLED): requirements.lock requirements.hashes pyproject.toml | $(BIN)/python
 	@$(BIN)/python -P ftlib/machine/install.py
 	@touch $@
 

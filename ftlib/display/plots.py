@@ -295,10 +295,15 @@ def _most_frequent(counts: "pd.Series[int]") -> list[str]:
 
 def _label(name: str, longest: int) -> str:
     """A name from the data as it can be drawn: short, without mathematics, and an escape for what no font has."""
-    drawn = {code for family in _fonts() for code in get_font(findfont(family)).get_charmap()}
-    escaped = "".join(char if ord(char) in drawn else char.encode("unicode_escape").decode() for char in name)
+    escaped = "".join(char if ord(char) in _drawn() else char.encode("unicode_escape").decode() for char in name)
     short = escaped if len(escaped) <= longest else f"{escaped[: longest - 1]}…"
     return short.replace("$", r"\$")
+
+
+@cache
+def _drawn() -> set[int]:
+    """The characters that these fonts have."""
+    return {code for family in _fonts() for code in get_font(findfont(family)).get_charmap()}
 
 
 @cache

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 OK = "ok"
 LOCK = "requirements.lock"
-OUT_OF_REACH = "the Hub is out of reach"  # as hub_client begins
 
 
 class Check(NamedTuple):
@@ -119,7 +118,7 @@ def _arguments(profile: Profile) -> Check:
 def _room(profile: Profile, output_dir: Path, hub: str) -> list[Check]:
     """Memory and disk, by the model's config.json, which is not waited for where the Hub is out of reach."""
     try:
-        if hub.startswith(OUT_OF_REACH) and profile.hub.model not in architecture.PUBLISHED:
+        if hub.startswith(hub_client.OUT_OF_REACH) and profile.hub.model not in architecture.PUBLISHED:
             raise FtlibError(hub)
         return [_memory(profile), *_disk(profile, output_dir)]
     except FtlibError as error:  # of a model whose size is unknown, or that lacks a layer
@@ -196,7 +195,7 @@ def _hub(profile: Profile) -> list[Check]:
         except Exception as error:  # whatever the network does, it is a row and not a traceback
             said = hub_client.explain(error) or f"it cannot be used ({type(error).__name__}); check the network"
             checks.append(Check(what, f"{repo}, {where}", said))
-            if said.startswith(OUT_OF_REACH):  # the next question would wait as long again
+            if said.startswith(hub_client.OUT_OF_REACH):  # the next question would wait as long again
                 return checks
     try:
         return [*checks, Check("push target", hub_client.check_access(hub), OK)]

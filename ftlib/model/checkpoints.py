@@ -84,10 +84,7 @@ def _found(session: Session) -> list[Path]:
 
 def _complete(session: Session) -> list[Path]:
     """The checkpoints that are sealed and unchanged, the newest last; an emptied manifest seals nothing."""
-    sealed = [folder for folder in _found(session) if manifest.is_complete(folder)]
-    return [
-        folder for folder in sealed if {WEIGHTS, PROGRESS} <= json.loads((folder / manifest.NAME).read_bytes()).keys()
-    ]
+    return [folder for folder in _found(session) if manifest.is_complete(folder, WEIGHTS, PROGRESS)]
 
 
 def _meet(session: Session) -> None:

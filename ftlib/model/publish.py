@@ -38,8 +38,7 @@ def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
     missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
     if missing:
         raise FtlibError(f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first")
-    manifest.verify(adapter_dir)
-    listed = {*json.loads((adapter_dir / manifest.NAME).read_bytes()), manifest.NAME, "README.md"}
+    listed = manifest.verify(adapter_dir) | {manifest.NAME, "README.md"}
     if unlisted := [name for name in ADAPTER_FILES if name not in listed]:
         raise FtlibError(f"{adapter_dir.name}/{manifest.NAME} lacks {unlisted}; {AGAIN}")
     _check_profile(adapter_dir, profile)

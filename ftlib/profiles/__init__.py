@@ -1,7 +1,7 @@
 """Profiles: every value in which a rehearsal on a laptop and a run on the A100s differ, and nothing else.
 
 A profile is a TOML file; your own may say `extends = "gpt-oss-20b"` and only what differs. `[train]` and `[lora]` are
-passed to `SFTConfig` and `LoraConfig` as they are, so whatever these accept can be set.
+passed to `SFTConfig` and `LoraConfig` as they are, so what these accept can be set, unless it would fail later here.
 """
 
 import os

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import re
 import secrets
 import threading
 import time
@@ -35,6 +34,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ftlib.errors import FtlibError
+from ftlib.profiles.schema import REPO_ID
 from ftlib.rehearsal import ASSETS
 
 ACCOUNT = "learner"
@@ -42,7 +42,6 @@ MODEL_ID = "rehearsal/gpt-oss-tiny"
 DATASET_ID = "rehearsal/multilingual-thinking-sample"
 
 _SHIPPED = {("models", MODEL_ID): "model", ("datasets", DATASET_ID): "dataset"}  # a repository's folder of the assets
-_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _HOST = "127.0.0.1"
 _LONGEST_BODY = 2**28  # an adapter of the published model, as text
 _LONGEST_METADATA = 2**16  # more would keep the parser busy for seconds
@@ -222,7 +221,7 @@ class _Api:
 
     def _record(self, repo_id: str) -> Path:
         """Where a pushed model is kept; an id that could lead out of the folder is refused."""
-        if not _ID.fullmatch(repo_id):
+        if not REPO_ID.fullmatch(repo_id):
             raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
         return self._state / "models" / f"{repo_id}.json"
 

@@ -20,6 +20,7 @@ LONGEST_S = 20  # no attempt after the second begins later, and no Retry-After i
 UNHEARD = (httpx2.ConnectError, httpx2.ConnectTimeout)
 BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
 LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
+OUT_OF_REACH = "the Hub is out of reach"
 LOG_IN = "run `hf auth login` in a terminal, or set HF_TOKEN"
 ADVICE = {
     401: f"{LOG_IN} to a valid token",
@@ -99,7 +100,7 @@ def explain(error: BaseException, command: str = "") -> str:
 def _told(error: BaseException) -> str:
     """What happened, in our own words: an error's text, or a far Hub's, may hold a secret."""
     if not hasattr(error, "response"):
-        return f"the Hub is out of reach ({type(error.__cause__ or error).__name__})"
+        return f"{OUT_OF_REACH} ({type(error.__cause__ or error).__name__})"
     status, says = int(error.response.status_code), error.response.headers.get("X-Error-Message", "")
     told = f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
     is_near = bool(says) and error.response.request.url.host == "127.0.0.1"

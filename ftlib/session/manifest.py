@@ -29,8 +29,12 @@ def write(folder: Path, names: Iterable[str]) -> None:
     _flush(folder)
 
 
-def verify(folder: Path) -> None:
-    """Compare every file that the manifest lists with what it says; FtlibError names the first that differs."""
+def verify(folder: Path) -> set[str]:
+    """Compare every file that the manifest lists with what it says, and return their names.
+
+    Raises:
+        FtlibError: names the first file that differs, or says that there is no manifest to compare with.
+    """
     try:
         listed = json.loads((folder / NAME).read_bytes())
     except OSError:
@@ -45,13 +49,13 @@ def verify(folder: Path) -> None:
         if found != expected:
             told = f"{folder.name}/{name}: found {found.get('size', 'no')} bytes"
             raise FtlibError(f"{told}, expected the file as {NAME} has it; write the folder again")
+    return set(listed)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the folder has a manifest, and every file in it is there and unchanged."""
+def is_complete(folder: Path, *names: str) -> bool:
+    """Whether the folder has a manifest that lists these names, and every file in it is there and unchanged."""
     with suppress(FtlibError):
-        verify(folder)
-        return True
+        return set(names) <= verify(folder)
     return False
 
 

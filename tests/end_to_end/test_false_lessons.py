@@ -65,6 +65,12 @@ class Kernel:
         self.given.pop(variable, None)
         return cells.run(variable, path, self.given)
 
+    def interrupt(self) -> None:
+        """Begin to train, and stop by hand in the third update."""
+        self.run("trainer").add_callback(Interruption())
+        with pytest.raises(KeyboardInterrupt):
+            self.run("result")
+
     def save(self) -> None:
         """The cells that save the adapter, its first card and the record."""
         self.run("published_tokenizer")
@@ -213,9 +219,7 @@ def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
     undisturbed.save()
     expected = undisturbed.weights()
     kernel = fresh(resume=False, train__train_sampling_strategy=sampling)
-    kernel.run("trainer").add_callback(Interruption())
-    with pytest.raises(KeyboardInterrupt):
-        kernel.run("result")
+    kernel.interrupt()
     with pytest.raises(
         FtlibError, match=r"^training is not finished: its last checkpoint is of update 2 of 5; run the"
     ):
@@ -228,9 +232,7 @@ def test_an_interrupted_cell_that_is_run_again_goes_on_where_it_was(
 
 def test_an_interruption_before_the_first_checkpoint_is_told(fresh: Callable[..., Kernel]) -> None:
     kernel = fresh(updates=3, train__save_steps=4)
-    kernel.run("trainer").add_callback(Interruption())
-    with pytest.raises(KeyboardInterrupt):
-        kernel.run("result")
+    kernel.interrupt()
     with pytest.raises(
         FtlibError, match=r"no complete checkpoint to go on from; restart the kernel and run all cells$"
     ):

@@ -85,6 +85,7 @@ def test_an_incomplete_checkpoint_does_not_count_and_rank_0_removes_it(run: Sess
     (last / manifest.NAME).unlink()
     emptied, other = save_checkpoint(run, trainer, 9), run.checkpoints_dir / "checkpoint-9x"
     (emptied / manifest.NAME).write_text("{}")
+    manifest.write(save_checkpoint(run, trainer, 12), [WEIGHTS])  # whole as far as it goes, but without the recipe
     other.mkdir()
     assert checkpoints.last_complete(replace(run, rank=1, world_size=2), trainer, resume=True) == complete
     assert last.exists()
