@@ -106,7 +106,7 @@ def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     old.write_text(f"#!/bin/sh\n[ $1 = --version ] && exec echo Python 3.9.2\n{pretend}\n")
     old.chmod(0o755)
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "requirements.lock"):
+    for name in ("pyproject.toml", "requirements.lock", "requirements.hashes"):
         (tmp_path / name).touch()
     done = subprocess.run(["make", "walkthrough", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
     refusal = f"{old} gives 'Python 3.9.2', but Python 3.11 or later is needed: make walkthrough PYTHON=python3.12"
