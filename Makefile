@@ -2,6 +2,7 @@
 # requirements.lock, once, with $(PYTHON).
 
 PYTHON ?= python3
+CUDA ?= cu126
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -72,7 +73,9 @@ assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
 	@$(BIN)/python -m ftlib.rehearsal.build
 
 # A pin moves only where pyproject.toml asks for it, or with `make lock UPGRADE=--upgrade`.
-# environment.yml keeps its head and gets the pins that hold on Azure ML's Python.
+# environment.yml keeps its head and gets the pins that hold on Azure ML's Python, with torch's build for CUDA 12.6: it runs
+# on driver 525 and later, while CUDA 13 wants 580, and Azure's machines are reported to have 535. `make lock CUDA=cu130`
+# asks for another; on machines of your own the set-up chooses by the driver.
 # requirements.hashes has the SHA-256 of every file of a pinned release; not torch's, whose builds come from several places.
 lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev --extra azure --universal --python-version 3.11 $(UPGRADE) \
@@ -82,8 +85,10 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 	@$(BIN)/uv pip compile -q requirements.lock --no-deps --universal --python-version 3.11 --generate-hashes \
 		--no-emit-package torch --no-annotate --custom-compile-command "make lock" -o requirements.hashes
 	@sed -i '/- pip:/q' environment.yml
-	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux \
-		--no-header --no-annotate | sed 's/^/      - /' >> environment.yml
+	@echo "      - --extra-index-url https://download.pytorch.org/whl/$(CUDA)" >> environment.yml
+	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux --no-header \
+		--no-annotate --no-emit-package azureml-dataprep-rslex \
+		| sed -e '/^torch==/s/$$/+$(CUDA)/' -e 's/^/      - /' >> environment.yml
 
 $(INSTALLED): requirements.lock requirements.hashes pyproject.toml | $(BIN)/python
 	@$(BIN)/python -P ftlib/machine/install.py

@@ -4,11 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from ftlib.session import device
+from ftlib.session import device, storage
 
 OK = "ok"
 FILE_SHARE = Path("/home/azureuser/cloudfiles")
-MOUNTS = Path("/proc/mounts")
 Row = tuple[str, str, str]
 
 
@@ -36,8 +35,8 @@ def _cache() -> Row:
     """The Hub's downloads stall on a volume that is mounted over the network."""
     from huggingface_hub import constants
 
-    mounts = [line.split()[1:3] for line in MOUNTS.read_text(encoding="utf-8").splitlines()]
-    above = [(place, kind) for place, kind in mounts if Path(constants.HF_HUB_CACHE).is_relative_to(place)]
-    _, kind = max(above, key=lambda mount: len(mount[0]))  # the deepest mount holds the folder
-    verdict = "set HF_HOME=/tmp/huggingface before the kernel starts: downloads stall on a mounted volume"
-    return "cache of downloads", kind, verdict if kind.startswith(("fuse", "cifs", "nfs")) else OK
+    cache = Path(constants.HF_HUB_CACHE)
+    verdict = (
+        "set HF_HUB_CACHE to a folder on a local disk before the kernel starts: downloads stall on a mounted volume"
+    )
+    return "cache of downloads", storage.kind(cache) or "not known", verdict if storage.is_network(cache) else OK

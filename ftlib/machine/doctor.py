@@ -18,7 +18,7 @@ from ftlib.machine import planner
 from ftlib.machine.planner import gb
 from ftlib.model import architecture
 from ftlib.profiles import Profile
-from ftlib.session import device, hub_client
+from ftlib.session import device, hub_client, storage
 from ftlib.session.session import project_root
 
 if TYPE_CHECKING:
@@ -137,11 +137,10 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
     """Room for what is still to be downloaded and for what the run writes; on one volume, for the sum."""
     from huggingface_hub import constants
 
-    # A rehearsal keeps its downloads in its output folder.
-    cache = output_dir if profile.hub.is_rehearsal else Path(constants.HF_HUB_CACHE)
+    cache = storage.rehearsal_cache(output_dir) if profile.hub.is_rehearsal else Path(constants.HF_HUB_CACHE)
     written = planner.bytes_to_write(profile, architecture.shape_of(profile.hub))
     uses = {
-        "downloads": (_existing(cache), _to_download(profile), "set HF_HOME to a larger local disk"),
+        "downloads": (_existing(cache), _to_download(profile), "set HF_HUB_CACHE to a folder on a larger local disk"),
         "outputs": (_existing(output_dir), written, "choose another --output-root"),
     }
     checks = []

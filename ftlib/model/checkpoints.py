@@ -192,6 +192,7 @@ def replacing(session: Session) -> Iterator[Path]:
             manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
         _put_in_place(session)
         session.keep_profile()
+        session.release_training()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # no rank looks for the adapter before it is there
 

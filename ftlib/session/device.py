@@ -84,7 +84,9 @@ def driver() -> tuple[str, str]:
     if not cuda:
         return found, f"install torch's CUDA build: {build.format('auto')}"
     if int(version.split(".")[0]) < oldest:
-        return found, f"CUDA {cuda} needs driver {oldest}: update it, or {build.format('cu126')}"
+        in_a_job = "`make lock CUDA=cu126`, then `ftlib azure submit environment`"
+        older = in_a_job if "AZUREML_RUN_ID" in os.environ else build.format("cu126")
+        return found, f"CUDA {cuda} needs driver {oldest}: update it, or {older}"
     visible = os.environ.get(VISIBLE, "not set")
     return found, f"{VISIBLE} is {visible!r}; unset it, or name a GPU that `nvidia-smi` lists"
 

@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import logging
 import os
+import platform
 import shlex
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 from ftlib import profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
-from ftlib.session import device, kernel, manifest, parameters, records, redaction
+from ftlib.session import device, kernel, manifest, parameters, records, redaction, storage
 from ftlib.session.processes import place
 
 OUTPUT_ROOT = "outputs"
@@ -33,7 +34,10 @@ ADVICE = {
     errno.ENAMETOOLONG: "choose shorter names",
     errno.ENOMEM: "close other programs, or raise the limit on memory",
 }
+CACHES = {"HF_HUB_CACHE": "hub", "HF_XET_CACHE": "xet", "HF_DATASETS_CACHE": "datasets"}
 UNREADABLE = ("ArrowInvalid", "JSONDecodeError", "OSError", "SafetensorError", "UnicodeDecodeError")
+RESUMES = "FTLIB_RESUMES"  # the variable that names an ended job of Azure ML's whose training this one goes on with
+OWNER = "training.owner"  # holds the name of the job or machine that trains on a mounted volume
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
 
 
@@ -110,6 +114,30 @@ class Session:
             advice = "wait for it, shut its kernel down, or name another output_root"
             raise FtlibError(f"another process is training in {folder}; {advice}") from None
         self._held.append(lock)
+        if storage.is_network(self.output_dir):  # where a lock does not reach other machines
+            self._own()
+
+    def _own(self) -> None:
+        """Say to other machines which job or machine trains here. A job that Azure starts again keeps its name."""
+        name, owner = os.environ.get("AZUREML_RUN_ID") or platform.node(), self.output_dir / OWNER
+        try:
+            with owner.open("x", encoding="utf-8") as file:
+                file.write(name)
+        except FileExistsError:
+            other = owner.read_text(encoding="utf-8", errors="replace")
+            if other == os.environ.get(RESUMES):
+                owner.unlink()
+                return self._own()
+            if other != name:
+                found = (
+                    f"{other or 'another machine'} trains in {self.relative(self.output_dir)}/, or was stopped there"
+                )
+                advice = f"name another output_root or, once it has stopped, delete {self.relative(owner)}"
+                raise FtlibError(f"{found}; {advice}") from None
+
+    def release_training(self) -> None:
+        """Let other machines train in this run's folder."""
+        (self.output_dir / OWNER).unlink(missing_ok=True)
 
     def keep_profile(self) -> None:
         """Write the resolved profile beside the outputs."""
@@ -204,7 +232,10 @@ def _damaged_cache(error: BaseException) -> str:
     of_model = any(name.startswith("transformers.") for name in modules) and kind != "OSError"  # it has many meanings
     if kind not in UNREADABLE or not (of_rows or of_model):
         return ""
-    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets" if of_rows else "hub")
+    library, name = (
+        ("datasets.config", "HF_DATASETS_CACHE") if of_rows else ("huggingface_hub.constants", "HF_HUB_CACHE")
+    )
+    cache = getattr(sys.modules[library], name)
     return f"a file below {_from_here(str(cache))} is damaged ({kind}); delete that folder, and it is downloaded again"
 
 
@@ -243,7 +274,10 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
         hub = RehearsalHub(output_dir / "hub")
         hub.start()
         endpoint, token, servers = hub.endpoint, hub.token, [hub]
-        _isolate(token, output_dir / "huggingface")
+        _isolate(token, storage.rehearsal_cache(output_dir))
+    elif storage.has_scratch():  # HF_HOME would move the log-in as well
+        for name, folder in CACHES.items():
+            os.environ.setdefault(name, str(storage.SCRATCH / "huggingface" / folder))
     os.environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     from huggingface_hub import set_client_factory
 
@@ -272,6 +306,8 @@ def _isolate(token: str, cache: Path) -> None:
 def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
     """Set what the libraries read from their surroundings when they are imported."""
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
+    if storage.is_network(output_dir):  # SQLite's default needs shared memory, which a mounted volume has not
+        os.environ.setdefault("TRACKIO_SQLITE_JOURNAL_MODE", "delete")
     os.environ["MLFLOW_MAX_LOG_PARAMS"] = "200"  # as many as Azure accepts for one run
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep, and leave the cores to others
     if profile.model.attn_implementation == "flex_attention":

@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from huggingface_hub import constants
 
@@ -11,7 +13,10 @@ from ftlib.session import device
 from ftlib.session.device import InstalledGpu
 
 FREE, BUSY = InstalledGpu("A100", "580", 81920, 81000), InstalledGpu("A100", "580", 81920, 40000)
-MOUNTS = "/dev/root / ext4 rw 0 0\nblobfuse2 /mnt/run fuse rw 0 0\n//s/code /mnt/share cifs rw 0 0\n"
+MOUNTS = [
+    SimpleNamespace(mountpoint=place, fstype=kind)
+    for place, kind in {"/": "ext4", "/mnt/run": "fuse", "/mnt/share": "cifs"}.items()
+]
 
 
 @pytest.fixture
@@ -22,8 +27,7 @@ def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     monkeypatch.setattr(compute, "FILE_SHARE", tmp_path / "none")
     monkeypatch.setattr(sys, "prefix", "/azureml-envs/azureml_0a1b")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/tmp/huggingface/hub")
-    (tmp_path / "mounts").write_text(MOUNTS)
-    monkeypatch.setattr(compute, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: MOUNTS)
     monkeypatch.setattr(device, "installed_gpus", lambda: [FREE] * 4)
     return monkeypatch
 
@@ -51,4 +55,4 @@ def test_what_is_wrong_is_named_on_an_instance_known_by_its_file_share(
     assert gpus[1:] == ("2, 49% of memory free", gpus[2])
     assert gpus[2].startswith("another kernel")
     assert cache[1:] == ("cifs", cache[2])
-    assert cache[2].startswith("set HF_HOME=/tmp/huggingface before")
+    assert cache[2].startswith("set HF_HUB_CACHE to a folder on a local disk before")

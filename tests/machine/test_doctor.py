@@ -144,7 +144,7 @@ def test_only_the_pinned_revision_counts_as_downloaded(machine: Path) -> None:
             "disk for downloads: found 13.0 GB free, expected more; make room for 13.8 GB of",
         ),
         (LARGE, 15e9, 0.9e9, "outputs", "disk for outputs: found 0.9 GB free, expected more; make room for 1.7 GB of"),
-        (LARGE, 14e9, 2e9, "cache/outputs", "make room for 15.4 GB of downloads and outputs, or set HF_HOME"),
+        (LARGE, 14e9, 2e9, "cache/outputs", "make room for 15.4 GB of downloads and outputs, or set HF_HUB_CACHE"),
         ("tiny", 0, 1.0e9, "outputs", "of downloads and outputs"),  # a rehearsal's downloads lie among its outputs
         (LARGE, 0, 0, "outputs", ""),  # as a network mount answers that does not know
     ],

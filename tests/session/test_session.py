@@ -224,7 +224,7 @@ def test_the_project_is_here_or_above_and_ones_own(tmp_path: Path, monkeypatch: 
 
 def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache/datasets")
     Dataset.from_dict({"text": ["é" * 5000]}).save_to_disk("rows")
     (arrow,) = Path("rows").glob("*.arrow")
     for damaged in (b"", arrow.read_bytes()[:5000]):
