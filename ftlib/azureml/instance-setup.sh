@@ -24,7 +24,7 @@ fi
 conda activate ftlib
 python -m pip install --quiet --no-deps --no-build-isolation --editable "$project"
 # Kernels do not inherit the shell's variables. The Hub's downloads go to the local disk: they stall on the file share.
-python -m ipykernel install --user --name ftlib --display-name "Python (ftlib)" --env HF_HOME /tmp/huggingface
+python -m ipykernel install --user --name ftlib --display-name "Python (ftlib)" --env HF_HUB_CACHE /tmp/huggingface
 echo "the kernel 'Python (ftlib)' is ready"
 SETUP
 chmod 755 /usr/local/bin/ftlib-setup

@@ -132,7 +132,7 @@ class Session:
                 found = (
                     f"{other or 'another machine'} trains in {self.relative(self.output_dir)}/, or was stopped there"
                 )
-                advice = f"name another output_root or, once it has stopped, delete {self.relative(owner)}"
+                advice = f"name another output_root or, once it has stopped, set {RESUMES}={other}"
                 raise FtlibError(f"{found}; {advice}") from None
 
     def release_training(self) -> None:

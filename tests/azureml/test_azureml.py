@@ -327,5 +327,5 @@ def test_instances_script_makes_environment_and_kernel_once(tmp_path: Path) -> N
     assert [call for call in calls if "env create" in call] == [
         f"bin/conda env create --quiet --name ftlib --file {project.relative_to(tmp_path)}/environment.yml"
     ]
-    kernel = "--user --name ftlib --display-name Python (ftlib) --env HF_HOME /tmp/huggingface"
+    kernel = "--user --name ftlib --display-name Python (ftlib) --env HF_HUB_CACHE /tmp/huggingface"
     assert calls.count(f"bin/python -m ipykernel install {kernel}") == 2

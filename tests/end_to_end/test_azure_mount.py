@@ -98,7 +98,7 @@ def test_another_machine_is_refused_until_it_is_told_that_the_first_has_stopped(
 
     first, second = mount("first"), mount("second")
     claim(first, "brave")
-    with pytest.raises(FtlibError, match=f"^brave trains in ./, or was stopped there; .* delete {OWNER}$"):
+    with pytest.raises(FtlibError, match=f"^brave trains in ./, or was stopped there; .* set {RESUMES}=brave$"):
         claim(second, "sky")
     claim(first, "brave")
     monkeypatch.setenv(RESUMES, "brave")
