@@ -87,7 +87,7 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 	@sed -i '/- pip:/q' environment.yml
 	@echo "      - --extra-index-url https://download.pytorch.org/whl/$(CUDA)" >> environment.yml
 	@$(BIN)/uv pip compile -q requirements.lock --no-deps --python-version 3.12 --python-platform linux --no-header \
-		--no-annotate --no-emit-package azureml-dataprep-rslex \
+		--no-annotate \
 		| sed -e '/^torch==/s/$$/+$(CUDA)/' -e 's/^/      - /' >> environment.yml
 
 $(INSTALLED): requirements.lock requirements.hashes pyproject.toml | $(BIN)/python

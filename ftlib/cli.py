@@ -68,8 +68,7 @@ def plan(
 ) -> None:
     """Predict whether a run fits, how long it takes and what it costs; exit code 1 if memory is too small."""
     session = ftlib.start(profile, output_root)
-    from ftlib.azureml import skus
-    from ftlib.machine import planner
+    from ftlib.machine import planner, skus
 
     rented = planner.rented(skus.get(sku), session.profile) if sku else None
     found = planner.plan(session.profile, rented, nproc, rows) if rented else planner.here(session, nproc, rows)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from ftlib.session.redaction import redact
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Files = Annotated[list[str], typer.Argument(help="Shipped names (see `ftlib azure validate`) or paths of .yml files.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, to replace what the file says.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Show the job's log until it ends.")]
 
 
 @app.command()
@@ -24,93 +26,133 @@ def validate(
 ) -> None:
     """Check files offline, without credentials; exit code 1 if anything is wrong."""
     from ftlib.azureml import files
-    from ftlib.azureml.validate import problems
+    from ftlib.azureml.validate import examine
 
     wanted = {name: files.find(name) for name in names or files.shipped()}
-    found = {name: problems(path, files.overrides(changes or [])) for name, path in wanted.items()}
-    for name, wrong in found.items():
-        print(redact("\n".join(map(str, wrong))) if wrong else f"{name:<22}ok")
-    raise typer.Exit(int(any(found.values())))
+    found = {name: examine(path, files.overrides(changes or [])) for name, path in wanted.items()}
+    for name, (wrong, doubtful) in found.items():
+        lines = [*wrong, *(f"warning: {line}" for line in doubtful)]
+        print(redact("\n".join(lines)) if lines else f"{name:<22}ok")
+    raise typer.Exit(int(any(wrong for wrong, _ in found.values())))
+
+
+@app.command()
+def check() -> None:
+    """Ask Azure, and change nothing: are you signed in, is there quota, are the roles and the token there?"""
+    from ftlib.azureml import check, workspace
+
+    with workspace.azure_errors():
+        rows = check.rows(workspace.connect())
+    for name, found, verdict in rows:
+        print(redact(f"{name:<36}{'; '.join(filter(None, (found, verdict)))}"))
+    raise typer.Exit(int(any(verdict != check.OK for _, _, verdict in rows)))
 
 
 @app.command()
 def submit(
     names: Files,
     changes: Changes = None,
+    resume: Annotated[str | None, typer.Option(help="An ended job, from whose output this one goes on.")] = None,
+    follow: Follow = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """Check files, then send what they describe: environment, compute, job or model."""
     from ftlib.azureml import files, workspace
-    from ftlib.azureml.validate import problems
+    from ftlib.azureml.validate import examine
 
-    paths, settings = [files.find(name) for name in names], files.overrides(changes or [])
-    if wrong := [problem for path in paths for problem in problems(path, settings)]:
-        raise FtlibError("; ".join(map(str, wrong)))
+    settings = {}
+    wrong: list[str] = []
+    for path in map(files.find, names):
+        settings[path] = files.overrides(changes or [])
+        if resume:
+            settings[path] |= workspace.going_on_from(resume, path, settings[path])
+        errors, warnings = examine(path, settings[path])
+        wrong += errors
+        for line in warnings:
+            print(redact(f"warning: {line}"), file=sys.stderr)
+    if wrong:
+        raise FtlibError("; ".join(wrong))
     if dry_run:
-        for path in paths:
-            print(redact(json.dumps(files.to_rest(files.load(path, settings)), indent=2, ensure_ascii=False)))
+        for path, own in settings.items():
+            print(redact(json.dumps(files.to_rest(files.load(path, own)), indent=2, ensure_ascii=False)))
         return
     with workspace.azure_errors():
-        client = workspace.connect()
-        for path in paths:
-            print(redact(workspace.submit(client, path, settings)))
+        connected = workspace.connect()
+        if resume:
+            connected.ended(resume)
+        for path, own in settings.items():
+            said = connected.submit(path, own)
+            print(redact(said), flush=True)
+            if follow and said.startswith("job "):
+                connected.client.jobs.stream(said.split()[1])
 
 
 @app.command()
-def status(job: Annotated[str | None, typer.Argument(help="A job's name; all of ours if none.")] = None) -> None:
-    """Show our jobs, and the machines that are running and paid for."""
+def status(
+    job: Annotated[str | None, typer.Argument(help="A job's name; all of yours if none.")] = None,
+    follow: Follow = False,
+) -> None:
+    """Show your jobs, and the machines that are running and paid for."""
     from ftlib.azureml import workspace
 
     table = Table("what", "name", "state", "where")
     with workspace.azure_errors():
-        client = workspace.connect()
-        for one in [client.jobs.get(job)] if job else workspace.jobs(client):
+        connected = workspace.connect()
+        if job and follow:
+            connected.client.jobs.stream(job)
+        for one in [connected.client.jobs.get(job)] if job else connected.jobs():
             table.add_row("job", one.name, one.status, one.studio_url)
-        for compute in workspace.computes(client):
-            nodes = client.compute.list_nodes(compute.name) if compute.type == "amlcompute" else None
+        for compute in connected.computes():
+            nodes = connected.client.compute.list_nodes(compute.name) if compute.type == "amlcompute" else None
             state = compute.state if nodes is None else f"{len(list(nodes))} machine(s)"
             table.add_row("compute", compute.name, state, compute.size)
     Console(soft_wrap=True).print(table)
 
 
 @app.command()
-def register(
-    job: Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")],
-    profile: Annotated[str, typer.Option(help="The profile that the job ran.")] = "gpt-oss-20b",
-) -> None:
-    """Register a job's adapter as a model of the workspace, with what it was trained from."""
-    from ftlib import profiles
+def register(job: Annotated[str, typer.Argument(help="A job's name, as `ftlib azure submit` prints it.")]) -> None:
+    """Register a finished job's adapter as a model of the workspace, with what it was trained from."""
     from ftlib.azureml import files, workspace
 
     with workspace.azure_errors():
-        changes = workspace.model_changes(profiles.load(profile), job)
-        print(workspace.submit(workspace.connect(), files.find("model"), changes))
+        connected = workspace.connect()
+        print(connected.submit(files.find("model"), connected.adapter_of(job)))
 
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only list.")] = False) -> None:
-    """List what still costs by the hour; with --yes, cancel those jobs and delete those computes."""
+    """List what of yours still costs by the hour; with --yes, cancel those jobs and delete those machines."""
     from ftlib.azureml import workspace
 
     with workspace.azure_errors():
-        client = workspace.connect()
-        removals = workspace.removable(client)
+        connected = workspace.connect()
+        removals = connected.removable()
         for kind, name in removals:
             print(f"{'deleting' if yes else 'would delete'} {kind} {name}", flush=True)
             if yes:
-                (client.jobs.begin_cancel if kind == "job" else client.compute.begin_delete)(name).result()
+                connected.remove(kind, name)
     if not removals:
-        print("nothing of ours costs by the hour")
+        print("nothing of yours costs by the hour")
     elif not yes:
         print("nothing was deleted: run it again with --yes")
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def job(context: typer.Context, profile: Annotated[str, typer.Option()] = "tiny") -> None:
-    """Inside a job: take the Hub's token from the workspace's Key Vault, then become `ftlib run`."""
+def job(
+    context: typer.Context,
+    command: Annotated[str, typer.Argument()],
+    profile: Annotated[str, typer.Option()] = "tiny",
+    output_root: Annotated[str, typer.Option()] = "outputs",
+    earlier: Annotated[Path | None, typer.Option("--from")] = None,
+) -> None:
+    """Inside a job: fetch the Hub's token and an earlier job's output, then become `ftlib COMMAND`."""
     from ftlib import profiles
-    from ftlib.azureml import workspace
+    from ftlib.azureml.job import hub_token, take_over
 
-    if not profiles.load(profile).hub.is_rehearsal:
-        os.environ["HF_TOKEN"] = workspace.hub_token()
-    os.execv(sys.executable, [sys.executable, "-m", "ftlib.cli", "run", "--profile", profile, *context.args])
+    loaded = profiles.load(profile)
+    if earlier:
+        take_over(earlier / loaded.name, Path(output_root) / loaded.name)
+    if not loaded.hub.is_rehearsal:
+        os.environ["HF_TOKEN"] = hub_token()
+    options = ["--profile", profile, "--output-root", output_root]
+    os.execv(sys.executable, [sys.executable, "-m", "ftlib.cli", command, *context.args, *options])

@@ -1,6 +1,7 @@
 """The Azure ML files: found by name, read as Azure's client reads them, and turned into what would be sent."""
 
 import io
+import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -9,12 +10,16 @@ from typing import Any
 
 import yaml
 
+from ftlib import profiles
 from ftlib.errors import FtlibError, nearest
+from ftlib.profiles import Profile
+from ftlib.session.session import project_root
 
 FOLDER = Path(__file__).parent
 # The function of azure-ai-ml that loads a file, by the name of its schema.
 LOADERS = {
     "commandJob": "load_job",
+    "pipelineJob": "load_job",
     "environment": "load_environment",
     "amlCompute": "load_compute",
     "computeInstance": "load_compute",
@@ -41,11 +46,17 @@ def overrides(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         if "=" not in setting:
             raise FtlibError(f"--set {setting}: expected key=value, such as resources.instance_count=2")
-    return {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in settings)}
+    found = {}
+    for key, _, value in (setting.partition("=") for setting in settings):
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise FtlibError(f"--set {key}={value}: the value is not valid YAML; put it in quotes") from None
+    return found
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A file's values, with changes to some of them by dotted key, such as `resources.instance_count`.
+    """A file's values, with changes by dotted key, such as `resources.instance_count`; None removes one.
 
     Raises:
         FtlibError: it is not YAML, or not one of the kinds of Azure ML file used here.
@@ -55,8 +66,15 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise FtlibError(f"{path.name}: line {line}: not valid YAML; fix it") from None
+    except (OSError, RecursionError) as error:
+        raise FtlibError(
+            f"{path.name}: cannot be read ({type(error).__name__}); change its permissions, or fix it"
+        ) from None
     if not isinstance(data, dict) or schema(data) not in LOADERS:
-        raise FtlibError(f"{path.name}: $schema: expected Azure ML's address of one of {list(LOADERS)}")
+        found = schema(data) if isinstance(data, dict) else "no settings"
+        raise FtlibError(
+            f"{path.name}: $schema: found {found or 'none'!r}, expected Azure ML's address of one of {list(LOADERS)}"
+        )
     for key, value in (changes or {}).items():
         *parents, last = key.split(".")
         section = data
@@ -65,6 +83,8 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
             if not isinstance(section, dict):
                 raise FtlibError(f"{path.name}: {key}: {parent} is a value and has no keys")
         section[last] = value
+        if value is None:
+            del section[last]
     return data
 
 
@@ -75,15 +95,38 @@ def schema(data: Mapping[str, Any]) -> str:
 
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
     """The entity that azure-ai-ml makes of a file; its errors are not translated."""
-    ml, data = client_library(), read(path, changes)
-    source = io.StringIO(yaml.safe_dump(data))
-    return getattr(ml, LOADERS[schema(data)])(source, relative_origin=str(path.resolve()))
+    return entity(path, read(path, changes))
+
+
+def entity(path: Path, data: Mapping[str, Any]) -> Any:
+    """The entity that azure-ai-ml makes of values that a file holds, which paths in them start from."""
+    source = io.StringIO(yaml.safe_dump(dict(data)))
+    return getattr(client_library(), LOADERS[schema(data)])(source, relative_origin=str(path.resolve()))
+
+
+def profile(path: Path, data: Mapping[str, Any]) -> Profile:
+    """The profile that a job runs; a `.toml` file is found from the project's folder, which the job is sent."""
+    name = str((data.get("inputs") or {}).get("profile"))
+    if not name.endswith(".toml"):
+        return profiles.load(name)
+    code = next((str(step["code"]) for step in steps(data).values() if "code" in step), ".")
+    return profiles.load(path.parent / code / name)
+
+
+def steps(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The commands of a job: of a pipeline each by its key, such as "jobs.train.", and of any other the job itself."""
+    if schema(data) != "pipelineJob":
+        return {"": data}
+    jobs = data.get("jobs") if isinstance(data.get("jobs"), dict) else {}
+    return {f"jobs.{name}.": step for name, step in (jobs or {}).items() if isinstance(step, dict)}
 
 
 def to_rest(entity: Any) -> dict[str, Any]:
     """What would be sent to Azure; code, environment and files are resolved only when it is sent."""
-    sent: dict[str, Any] = (entity._to_job() if hasattr(entity, "_to_job") else entity)._to_rest_object().as_dict()
-    return ({"name": entity.name} if entity.name else {}) | sent
+    sent = entity._to_job() if hasattr(entity, "_to_job") else entity
+    text = json.dumps(sent._to_rest_object().as_dict(), default=to_rest)  # a pipeline holds its steps' components
+    found: dict[str, Any] = json.loads(text.replace(json.dumps(str(project_root())), '"../.."'))
+    return ({"name": entity.name} if entity.name else {}) | found
 
 
 def client_library() -> Any:

@@ -1,14 +1,17 @@
-"""What is done in an Azure ML workspace: submit, list, download, register and clean up."""
+"""What is done in an Azure ML workspace: submit, list, register and clean up, and only what is one's own."""
 
+import base64
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlib.azureml import files
 from ftlib.errors import FtlibError
-from ftlib.profiles import Profile
 from ftlib.session.session import project_root
 
 if TYPE_CHECKING:
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 # Azure sets these in a job and on a compute instance; elsewhere you may.
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 SECRET = "hf-token"
+ENDED = ("Completed", "Failed", "Canceled")
+SCOPE = "https://management.azure.com/.default"
+# How to let oneself do something: `--scope` is the id of what it is done with.
+GRANT = (
+    "az role assignment create --assignee-object-id {me} --assignee-principal-type User --role '{role}' --scope {to}"
+)
 
 
 @contextlib.contextmanager
@@ -25,24 +34,107 @@ def azure_errors() -> Iterator[None]:
     """Turn an error of Azure, or of its client, into one line."""
     files.client_library()
     from azure.ai.ml.exceptions import MlException
-    from azure.core.exceptions import AzureError, ClientAuthenticationError
+    from azure.core.exceptions import AzureError
 
     try:
         yield
     except (AzureError, MlException) as error:
-        lines = (str(getattr(error, "message", None) or error).strip() or type(error).__name__).splitlines()
-        if isinstance(error, ClientAuthenticationError):
-            raise FtlibError(f"Azure does not know who you are ({lines[0].strip()}); run `az login`") from None
-        raise FtlibError(f"Azure answers: {lines[0].strip()}; see docs/azure.md") from None
+        raise FtlibError(explain(error)) from None
 
 
-def connect(credential: "TokenCredential | None" = None) -> "MLClient":
-    """A client for the workspace that the environment names, or `config.json` in the project's folder or above."""
+def explain(error: Exception) -> str:
+    """An error of Azure, or of its client, in one line with what to do."""
+    from azure.core.exceptions import ClientAuthenticationError
+
+    line = (str(getattr(error, "message", None) or error).strip() or type(error).__name__).splitlines()[0].strip()
+    if isinstance(error, ClientAuthenticationError):
+        return f"Azure does not know who you are ({line}); run `az login`"
+    return f"Azure answers: {line}; see docs/azure.md"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A workspace as one person uses it: theirs are the jobs and computes that carry their id as a tag."""
+
+    client: "MLClient"
+    credential: "TokenCredential"
+
+    @cached_property
+    def claims(self) -> Mapping[str, Any]:
+        """Whoever is signed in, as their token for Azure says."""
+        payload = self.credential.get_token(SCOPE).token.split(".")[1]
+        return dict(json.loads(base64.urlsafe_b64decode(payload + "==")))
+
+    @property
+    def me(self) -> str:
+        """The object id of whoever is signed in."""
+        return str(self.claims["oid"])
+
+    def is_mine(self, entity: Any) -> bool:
+        """Whether a job, compute or endpoint was sent by `submit`, and by the person who is signed in."""
+        return {"project": "ftlib", "owner": self.me}.items() <= (entity.tags or {}).items()
+
+    def submit(self, path: Path, changes: Mapping[str, Any]) -> str:
+        """Send what a file describes, with its owner's tag; returns what became of it, in words."""
+        data = files.read(path, changes)
+        kind = files.LOADERS[files.schema(data)]
+        if kind in ("load_environment", "load_model"):
+            entity = files.load(path, changes)
+            made = getattr(self.client, f"{kind.removeprefix('load_')}s").create_or_update(entity)
+            return f"{kind.removeprefix('load_')} {made.name}, version {made.version}"
+        tags = {f"tags.{key}": value for key, value in {"owner": self.me, **trained(path, data)}.items()}
+        entity = files.load(path, {**changes, **tags})
+        if kind == "load_job":
+            job = self.client.jobs.create_or_update(entity)
+            return f"job {job.name} is {job.status}: {job.studio_url}"
+        compute = self.client.compute.begin_create_or_update(entity).result()
+        return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
+
+    def jobs(self) -> list[Any]:
+        """One's own jobs, the newest first, as Azure lists them."""
+        return [job for job in self.client.jobs.list() if self.is_mine(job)]
+
+    def computes(self) -> list[Any]:
+        """One's own clusters and instances."""
+        return [compute for compute in self.client.compute.list() if self.is_mine(compute)]
+
+    def ended(self, name: str, *states: str) -> Any:
+        """One's own job, if it has ended in one of these states, by default in any; an FtlibError if not."""
+        job = self.client.jobs.get(name)
+        if not self.is_mine(job):
+            raise FtlibError(f"job {name} is not one that you submitted with `ftlib azure submit`; name one that is")
+        if job.status not in (expected := states or ENDED):
+            found = f"job {name} is {job.status}, expected {' or '.join(expected)}"
+            raise FtlibError(f"{found}; `ftlib azure status {name} --follow` shows what it does")
+        return job
+
+    def adapter_of(self, name: str) -> dict[str, Any]:
+        """What model.yml says for the adapter of one's own finished job; an FtlibError if there is none."""
+        tags = dict(self.ended(name, "Completed").tags)
+        if "adapter" not in tags:
+            raise FtlibError(f"job {name} trained no adapter; name a job that did, such as one of walkthrough.yml")
+        path = f"azureml://jobs/{name}/outputs/run/paths/{tags['profile']}/adapter"
+        properties = {
+            key: value for key, value in tags.items() if key not in ("project", "owner", "profile", "adapter")
+        }
+        return {"name": tags["adapter"], "path": path, "properties": properties | {"job": name}}
+
+    def removable(self) -> list[tuple[str, str]]:
+        """Kind and name of what costs by the hour, or will: one's own jobs that have not ended, and computes."""
+        unfinished = [("job", job.name) for job in self.jobs() if job.status not in ENDED]
+        return unfinished + [("compute", compute.name) for compute in self.computes()]
+
+    def remove(self, kind: str, name: str) -> None:
+        """Cancel a job or delete a compute, and wait until that is done."""
+        (self.client.jobs.begin_cancel if kind == "job" else self.client.compute.begin_delete)(name).result()
+
+
+def connect(credential: "TokenCredential | None" = None) -> Workspace:
+    """The workspace that the environment names, or `config.json` in the project's folder or above."""
     from azure.identity import DefaultAzureCredential
 
     ml, credential = files.client_library(), credential or DefaultAzureCredential()
     named = [os.environ.get(variable) for variable in VARIABLES]
-    client: MLClient
     try:
         client = ml.MLClient(credential, *named) if all(named) else ml.MLClient.from_config(credential, project_root())
     except Exception:  # of several kinds
@@ -50,66 +142,45 @@ def connect(credential: "TokenCredential | None" = None) -> "MLClient":
             f"no Azure ML workspace is named: expected {', '.join(VARIABLES)} in the environment, or a config.json "
             "here; download one from the workspace's page in the studio"
         ) from None
-    return client
+    return Workspace(client, credential)
 
 
-def hub_token() -> str:
-    """The Hub's token from the Key Vault of a job's workspace, read as the person who submitted the job."""
-    with azure_errors():
-        from azure.ai.ml.identity import AzureMLOnBehalfOfCredential
-        from azure.core.exceptions import ResourceNotFoundError
-        from azure.keyvault.secrets import SecretClient
+def read_secret(workspace: Workspace) -> str:
+    """The Hub's token from the workspace's Key Vault; an FtlibError says how to store it or to let oneself read it."""
+    from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+    from azure.keyvault.secrets import SecretClient
 
-        credential: Any = AzureMLOnBehalfOfCredential()
-        client = connect(credential)
-        vault = str(client.workspaces.get(client.workspace_name).key_vault).rpartition("/")[2]
-        try:
-            return str(SecretClient(f"https://{vault}.vault.azure.net", credential).get_secret(SECRET).value)
-        except ResourceNotFoundError:
-            raise FtlibError(
-                f"Key Vault {vault} has no secret {SECRET}; log in with `hf auth login`, then run "
-                f"`az keyvault secret set --vault-name {vault} --name {SECRET} --file ~/.cache/huggingface/token`"
-            ) from None
-
-
-def submit(client: "MLClient", path: Path, changes: Mapping[str, Any]) -> str:
-    """Send what a file describes; returns what became of it, in words."""
-    entity, kind = files.load(path, changes), files.schema(files.read(path))
-    if kind == "commandJob":
-        job = client.jobs.create_or_update(entity)
-        return f"job {job.name} is {job.status}: {job.studio_url}"
-    if kind in ("environment", "model"):
-        made = getattr(client, f"{kind}s").create_or_update(entity)
-        return f"{kind} {made.name}, version {made.version}"
-    compute = client.compute.begin_create_or_update(entity).result()
-    return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
+    scope = str(workspace.client.workspaces.get(workspace.client.workspace_name).key_vault)
+    vault = scope.rpartition("/")[2]
+    try:
+        return str(SecretClient(f"https://{vault}.vault.azure.net", workspace.credential).get_secret(SECRET).value)
+    except ResourceNotFoundError:
+        raise FtlibError(
+            f"Key Vault {vault} has no secret {SECRET}; log in with `hf auth login`, then run "
+            f"`az keyvault secret set --vault-name {vault} --name {SECRET} --file ~/.cache/huggingface/token`"
+        ) from None
+    except HttpResponseError as error:
+        if error.status_code != 403:
+            raise
+        grant = GRANT.format(me=workspace.me, role="Key Vault Secrets User", to=scope)
+        raise FtlibError(f"Key Vault {vault} does not let you read {SECRET}; run `{grant}`") from None
 
 
-def jobs(client: "MLClient") -> list[Any]:
-    """Our jobs, the newest first, as Azure lists them."""
-    return [job for job in client.jobs.list() if job.experiment_name == "ftlib"]
+def going_on_from(job: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a job begin with a copy of what an earlier one has left."""
+    command = files.read(path, changes).get("command")
+    if not command:
+        raise FtlibError(f"{path.name}: --resume is for a job with one command, such as walkthrough")
+    earlier = {"type": "uri_folder", "mode": "ro_mount", "path": f"azureml://jobs/{job}/outputs/run"}
+    return {"inputs.earlier": earlier, "command": f"{command.strip()} --from ${{{{inputs.earlier}}}}"}
 
 
-def computes(client: "MLClient") -> list[Any]:
-    """The existing clusters and instances that have the names in our files."""
-    descriptions = [files.read(path) for path in files.shipped().values()]
-    ours = {data["name"] for data in descriptions if files.LOADERS[files.schema(data)] == "load_compute"}
-    return [compute for compute in client.compute.list() if compute.name in ours]
-
-
-def model_changes(profile: Profile, job: str) -> dict[str, Any]:
-    """What model.yml says for the adapter that a job trained with a profile."""
+def trained(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of a job that trains: its profile, what its adapter is called, and what that is trained from."""
+    if "azure job run" not in str(data):
+        return {}
+    profile = files.profile(path, data)
     lora = {"lora_r": str(profile.lora.r), "lora_alpha": str(profile.lora.lora_alpha)}
     base = {"base_model": profile.hub.model, "base_revision": profile.hub.model_revision}
-    data = {"dataset": profile.data.shown, "dataset_revision": profile.data.revision or "local"}
-    return {
-        "name": profile.hub.push_target.rpartition("/")[2],
-        "path": f"azureml://jobs/{job}/outputs/run/paths/{profile.name}/adapter",
-        "properties": base | data | lora | {"job": job},
-    }
-
-
-def removable(client: "MLClient") -> list[tuple[str, str]]:
-    """Kind and name of what of ours costs by the hour, or will: jobs that have not ended, and computes."""
-    unfinished = [("job", job.name) for job in jobs(client) if job.status not in ("Completed", "Failed", "Canceled")]
-    return unfinished + [("compute", compute.name) for compute in computes(client)]
+    rows = {"dataset": profile.data.shown, "dataset_revision": profile.data.revision or "local"}
+    return {"profile": profile.name, "adapter": profile.hub.push_target.rpartition("/")[2], **base, **rows, **lora}

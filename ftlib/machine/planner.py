@@ -11,9 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ftlib.azureml import skus
-from ftlib.azureml.skus import Sku
 from ftlib.errors import FtlibError
+from ftlib.machine import skus
+from ftlib.machine.skus import Sku
 from ftlib.model import architecture
 from ftlib.model.architecture import BYTES, Shape
 from ftlib.profiles import Profile
@@ -280,7 +280,7 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
 
 
 def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
-    """The same run on every SKU in `azureml/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
+    """The same run on every SKU in `machine/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
     import pandas as pd
 
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
@@ -306,7 +306,7 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
         f"{found.steps:,} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
     ]
     if not found.seconds:
-        return [*lines, f"time unknown: azureml/skus.toml does not say how fast {found.machine.processor} computes"]
+        return [*lines, f"time unknown: machine/skus.toml does not say how fast {found.machine.processor} computes"]
     stages = ", ".join(f"{stage} {minutes(seconds)}" for stage, seconds in found.seconds.items())
     lines.append(f"estimated minutes: {stages}; in all {minutes(found.total)}, without installation")
     if found.total[0] > YEAR_S:

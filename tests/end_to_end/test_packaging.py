@@ -75,7 +75,6 @@ def test_environment_yml_repeats_the_lock_for_its_python() -> None:
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert conda == ["python=3.12", "pip"]
     locked = pins(AZURE_ML) | {"torch": f"{pins()['torch']}+cu126"}
-    locked.pop("azureml-dataprep-rslex", None)  # which only the tests need
     assert pip["pip"] == [PYTORCH, *(f"{name}=={version}" for name, version in sorted(locked.items()))]
 
 

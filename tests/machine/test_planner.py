@@ -14,11 +14,10 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
 from ftlib import profiles
-from ftlib.azureml import skus
 from ftlib.cli import app
 from ftlib.dataset.prepare import token_lengths
 from ftlib.errors import FtlibError
-from ftlib.machine import planner
+from ftlib.machine import planner, skus
 from ftlib.machine.planner import Batch
 from ftlib.model import architecture
 from ftlib.profiles import Profile
