@@ -44,7 +44,8 @@ def check() -> None:
     with workspace.azure_errors():
         rows = check.rows(workspace.connect())
     for name, found, verdict in rows:
-        print(redact(f"{name:<36}{'; '.join(filter(None, (found, verdict)))}"))
+        told = f"ok, {found}" if verdict == check.OK else "; ".join(filter(None, (found, verdict)))
+        print(redact(f"{name:<36}{told}"))
     raise typer.Exit(int(any(verdict != check.OK for _, _, verdict in rows)))
 
 

@@ -1,32 +1,24 @@
 #!/bin/bash
-# Runs once, as root, when the compute instance is created, and starts what takes longer than the 15 minutes that Azure
-# allows: conda's environment and the kernel, as azureuser. Running it again changes nothing that is already there.
-# It expects the project in the file share: cloudfiles/code/Users/<you>/ftlib. Log: /tmp/ftlib-setup.log
+# On a compute instance: makes the environment and the kernel "Python (ftlib)". Run it in the instance's terminal, from your
+# own clone of the project; it may be run again at any time. After the instance was stopped it has to be, since everything
+# large lies on the temporary disk, /mnt, which is emptied then: the OS disk is small, and full it keeps the instance running.
 set -euo pipefail
+scratch=/mnt/ftlib
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+environment=$scratch/environment
 
-cat > /usr/local/bin/ftlib-setup <<'SETUP'
-#!/bin/bash
-set -euo pipefail
-shopt -s nullglob
-projects=(/home/azureuser/cloudfiles/code/Users/*/ftlib/environment.yml)
-if [ "${#projects[@]}" -ne 1 ]; then
-    echo "found ${#projects[@]} copies of the project in cloudfiles/code/Users/*/ftlib, expected one;" \
-        "clone it there, then run: ftlib-setup" >&2
-    exit 1
-fi
-project=$(dirname "${projects[0]}")
+sudo mkdir -p $scratch/tmp
+sudo chown "$(id -u):$(id -g)" $scratch $scratch/tmp
+export TMPDIR=$scratch/tmp CONDA_PKGS_DIRS=$scratch/conda PIP_CACHE_DIR=$scratch/pip
+
 set +u # conda's own functions use variables that are not set
 source /anaconda/etc/profile.d/conda.sh
-environments=$(conda env list)
-if ! grep -qE '^ftlib\s' <<< "$environments"; then
-    conda env create --quiet --name ftlib --file "$project/environment.yml"
+# The copy is made last, so an environment that was not finished, or is of an older clone, is made anew.
+if ! cmp -s "$project/environment.yml" $environment/environment.yml; then
+    rm -rf $environment
+    conda env create --quiet --prefix $environment --file "$project/environment.yml"
+    cp "$project/environment.yml" $environment/
 fi
-conda activate ftlib
-python -m pip install --quiet --no-deps --no-build-isolation --editable "$project"
-# Kernels do not inherit the shell's variables. The Hub's downloads go to the local disk: they stall on the file share.
-python -m ipykernel install --user --name ftlib --display-name "Python (ftlib)" --env HF_HUB_CACHE /tmp/huggingface
-echo "the kernel 'Python (ftlib)' is ready"
-SETUP
-chmod 755 /usr/local/bin/ftlib-setup
-
-sudo -u azureuser -i bash -c 'nohup ftlib-setup > /tmp/ftlib-setup.log 2>&1 &'
+$environment/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable "$project"
+$environment/bin/python -m ipykernel install --user --name ftlib --display-name "Python (ftlib)" > /dev/null
+echo "The kernel 'Python (ftlib)' is ready for $project. To log in to the Hub: $environment/bin/hf auth login"

@@ -20,7 +20,7 @@ def rows() -> list[Row]:
 def _environment() -> Row:
     """A compute instance's own kernels, called azureml_py…, lack our packages and come first in the menu."""
     name = Path(sys.prefix).name
-    verdict = "choose the kernel 'Python (ftlib)'; `ftlib-setup` in a terminal makes it"
+    verdict = "choose the kernel 'Python (ftlib)'; ftlib/azureml/instance-setup.sh makes it"
     return "Azure environment", name, verdict if name.startswith("azureml_py") else OK
 
 

@@ -5,29 +5,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
-from azure.keyvault.secrets import SecretClient
 from helpers import ROOT
 from helpers.azure_mistakes import TOKEN
-from helpers.azure_workspace import FAMILY, ME, STORAGE, VAULT, StandIn, credential, run
+from helpers.azure_workspace import FAMILY, ME, READER, STORAGE, VAULT, WRITER, StandIn, credential, permissions, run
 
 from ftlib.azureml import check, files, workspace
 
 COLLEAGUE = "99999999-2222-3333-4444-555555555555"
-WRITER = {"dataActions": ["Microsoft.Storage/storageAccounts/blobServices/containers/*"], "notDataActions": []}
-READER = {"dataActions": ["Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read"], "notDataActions": []}
-
-
-@pytest.fixture
-def secrets(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The workspace's Key Vault, with the Hub's token in it."""
-    vault = create_autospec(SecretClient, instance=True)
-    vault.get_secret.return_value = SimpleNamespace(value=TOKEN)
-    monkeypatch.setattr("azure.keyvault.secrets.SecretClient", lambda *arguments: vault)
-    return vault
 
 
 def refused(status: int) -> HttpResponseError:
@@ -118,18 +105,6 @@ def test_pipeline_hands_each_steps_output_to_the_next(azure: StandIn) -> None:
         "train": "${{parent.jobs.baseline.outputs.run}}",
         "results": "${{parent.jobs.train.outputs.run}}",
     }
-
-
-def permissions(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Any]) -> list[str]:
-    """What Azure answers to the question what somebody may do; returns the addresses that are asked."""
-    asked: list[str] = []
-
-    def answer(client: Any, request: Any) -> Any:
-        asked.append(request.url)
-        return SimpleNamespace(raise_for_status=lambda: None, json=lambda: {"value": list(found)})
-
-    monkeypatch.setattr("azure.core.PipelineClient.send_request", answer)
-    return asked
 
 
 def test_check_asks_and_changes_nothing(

@@ -20,6 +20,9 @@ from ftlib import cli
 ME = "11111111-2222-3333-4444-555555555555"
 GROUP = "/subscriptions/s/resourceGroups/g/providers"
 VAULT, STORAGE = f"{GROUP}/Microsoft.KeyVault/vaults/vault1", f"{GROUP}/Microsoft.Storage/storageAccounts/store1"
+BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers"
+WRITER = {"dataActions": [f"{BLOBS}/*"], "notDataActions": []}
+READER = {"dataActions": [f"{BLOBS}/blobs/read"], "notDataActions": []}
 FAMILY = "standardNCADSA100v4Family"
 
 
@@ -105,3 +108,15 @@ class StandIn:
 
 def done(entity: Any) -> Any:
     return SimpleNamespace(result=lambda: entity)
+
+
+def permissions(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Any]) -> list[str]:
+    """What Azure answers to the question what somebody may do; returns the addresses that are asked."""
+    asked: list[str] = []
+
+    def answer(client: Any, request: Any) -> Any:
+        asked.append(request.url)
+        return SimpleNamespace(raise_for_status=lambda: None, json=lambda: {"value": list(found)})
+
+    monkeypatch.setattr("azure.core.PipelineClient.send_request", answer)
+    return asked

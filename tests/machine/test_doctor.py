@@ -52,7 +52,7 @@ def rows(profile: str = "tiny", section: str = "hub", **changes: Any) -> dict[st
 
 
 def test_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.compute, "rows", lambda: [("Azure's", "as it should be", "ok")])
+    monkeypatch.setattr(doctor.azure, "rows", lambda: [("Azure's", "as it should be", "ok")])
     asked = ["Python", "packages", "Azure's", "device", "arguments", "memory", "disk for downloads"]
     found = rows()
     assert list(found) == [*asked, "disk for outputs", "model", "data set", "push target"]
