@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ftlib.errors import FtlibError
 from ftlib.session.redaction import redact
@@ -57,7 +55,7 @@ def submit(
     follow: Follow = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Check files, then send what they describe: environment, compute, job or model."""
+    """Check files, then send what they describe: environment, compute, job, model, or endpoint."""
     from ftlib.azureml import files, workspace
     from ftlib.azureml.validate import examine
 
@@ -96,18 +94,21 @@ def status(
     """Show your jobs, and the machines that are running and paid for."""
     from ftlib.azureml import workspace
 
-    table = Table("what", "name", "state", "where")
+    rows: list[tuple[str, str, str, str]] = []
     with workspace.azure_errors():
         connected = workspace.connect()
         if job and follow:
             connected.client.jobs.stream(job)
         for one in [connected.client.jobs.get(job)] if job else connected.jobs():
-            table.add_row("job", one.name, one.status, one.studio_url)
+            rows.append(("job", one.name, one.status, one.studio_url))
+        for endpoint in connected.endpoints():
+            rows.append(("endpoint", endpoint.name, endpoint.provisioning_state, endpoint.scoring_uri))
         for compute in connected.computes():
             nodes = connected.client.compute.list_nodes(compute.name) if compute.type == "amlcompute" else None
             state = compute.state if nodes is None else f"{len(list(nodes))} machine(s)"
-            table.add_row("compute", compute.name, state, compute.size)
-    Console(soft_wrap=True).print(table)
+            rows.append(("compute", compute.name, state, compute.size))
+    for what, name, state, where in rows:
+        print(f"{what:<10}{name:<28}{state or '':<14}{where}")
 
 
 @app.command()
@@ -122,7 +123,7 @@ def register(job: Annotated[str, typer.Argument(help="A job's name, as `ftlib az
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only list.")] = False) -> None:
-    """List what of yours still costs by the hour; with --yes, cancel those jobs and delete those machines."""
+    """List what of yours still costs by the hour; with --yes, cancel those jobs, delete those machines."""
     from ftlib.azureml import workspace
 
     with workspace.azure_errors():

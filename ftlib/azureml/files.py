@@ -1,5 +1,6 @@
 """The Azure ML files: found by name, read as Azure's client reads them, and turned into what would be sent."""
 
+import inspect
 import io
 import json
 import logging
@@ -24,6 +25,8 @@ LOADERS = {
     "amlCompute": "load_compute",
     "computeInstance": "load_compute",
     "model": "load_model",
+    "managedOnlineEndpoint": "load_online_endpoint",
+    "managedOnlineDeployment": "load_online_deployment",
 }
 
 
@@ -124,7 +127,9 @@ def steps(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def to_rest(entity: Any) -> dict[str, Any]:
     """What would be sent to Azure; code, environment and files are resolved only when it is sent."""
     sent = entity._to_job() if hasattr(entity, "_to_job") else entity
-    text = json.dumps(sent._to_rest_object().as_dict(), default=to_rest)  # a pipeline holds its steps' components
+    convert = getattr(sent, "_to_rest_online_endpoint", None) or sent._to_rest_object
+    region = ["(the workspace's)"] if "location" in inspect.signature(convert).parameters else []
+    text = json.dumps(convert(*region).as_dict(), default=to_rest)  # a pipeline holds its steps' components
     found: dict[str, Any] = json.loads(text.replace(json.dumps(str(project_root())), '"../.."'))
     return ({"name": entity.name} if entity.name else {}) | found
 

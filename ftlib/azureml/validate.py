@@ -19,8 +19,9 @@ COMPUTE_NAME = "3 to 24 letters, digits and dashes that begin with a letter and 
 LONGEST_SHOWN = 80  # characters of a value
 LONGEST_IDLE_S = 1800
 LONGEST_JOB_S = 30 * 24 * 3600  # after which Azure ends any job
+LONGEST_REQUEST_MS = 180_000
 IDLE_MINUTES = range(15, 3 * 24 * 60 + 1)
-NO_GPU = r"Standard_[ABDEFHLM]\d\w*"  # general machines, by their series
+NO_GPU = r"Standard_[ABDEFHLM][A-Z]*\d\w*"  # general machines, by their series
 PIPELINE_SETTINGS = ("default_compute", "default_datastore", "continue_on_step_failure", "force_rerun")
 # What azure-ai-ml says at length, of its own code or with a path of this machine, in short.
 SHORTER = {
@@ -86,7 +87,7 @@ def _by_azure(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
     """What azure-ai-ml finds, by key, while it makes an entity of the data and turns that into what would be sent."""
     try:
         entity = files.entity(path, data)
-        invalid = entity._validate()._errors if hasattr(entity, "_validate") else []
+        invalid = getattr(entity._validate(), "_errors", []) if hasattr(entity, "_validate") else []
         if not invalid:
             files.to_rest(entity)
         found = {error.yaml_path: _short(error.message) for error in invalid}
@@ -370,6 +371,34 @@ def _model(file: File) -> Found:
         yield Finding("path", "azureml://jobs/JOB/outputs/run/paths/PROFILE/adapter")
 
 
+def _endpoint(file: File) -> Found:
+    if not re.fullmatch(r"[a-z](?=.{2,31}$)[a-z0-9-]*[a-z0-9]", str(file.get("name"))):
+        yield Finding("name", "3 to 32 small letters, digits and dashes that begin with a letter")
+    if file.get("tags.project") != "ftlib":
+        yield Finding("tags.project", "ftlib, by which status and clean know your endpoints", False)
+
+
+def _deployment(file: File) -> Found:
+    yield from _size(file, "instance_type")
+    model, endpoint = str(file.get("model")), f"azureml:{file.get('endpoint_name')}"
+    if not re.fullmatch(r"azureml:([\w.-]+(@\w+|:[\w.-]+)|//.+)", model):
+        yield Finding("model", "azureml:NAME@latest or azureml:NAME:VERSION, a merged model of the workspace")
+    if endpoint not in file.beside:
+        close = _close(file, endpoint, "managedOnlineEndpoint").replace("azureml:", "")
+        yield Finding("endpoint_name", f"an endpoint that exists; {close}", False)
+    if re.fullmatch(NO_GPU, str(file.get("instance_type"))):
+        yield Finding("instance_type", "a machine with a GPU, which the model needs")
+    if int(file.get("instance_count", 1)) < 1:
+        yield Finding("instance_count", "1 or more")
+    if not 0 < int(file.get("request_settings.request_timeout_ms", 5000)) <= LONGEST_REQUEST_MS:
+        yield Finding("request_settings.request_timeout_ms", f"{LONGEST_REQUEST_MS} milliseconds at most")
+    if not file.get("environment"):
+        yield Finding("environment", "an image that serves the model, or a folder to build one from")
+    folder = file.get("environment.build.path")
+    if folder and not (file.path.parent / str(folder) / "Dockerfile").is_file():
+        yield Finding("environment.build.path", "a folder with a Dockerfile")
+
+
 CHECKS: dict[str, Callable[[File], Found]] = {
     "commandJob": _job,
     "pipelineJob": _job,
@@ -377,4 +406,6 @@ CHECKS: dict[str, Callable[[File], Found]] = {
     "computeInstance": _compute,
     "environment": _environment,
     "model": _model,
+    "managedOnlineEndpoint": _endpoint,
+    "managedOnlineDeployment": _deployment,
 }

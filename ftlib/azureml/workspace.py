@@ -87,8 +87,15 @@ class Workspace:
         if kind == "load_job":
             job = self.client.jobs.create_or_update(entity)
             return f"job {job.name} is {job.status}: {job.studio_url}"
-        compute = self.client.compute.begin_create_or_update(entity).result()
-        return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
+        if kind == "load_compute":
+            compute = self.client.compute.begin_create_or_update(entity).result()
+            return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
+        if kind == "load_online_deployment":
+            deployment = self.client.online_deployments.begin_create_or_update(entity).result()
+            entity = self.client.online_endpoints.get(deployment.endpoint_name)
+            entity.traffic = {deployment.name: 100}
+        endpoint = self.client.online_endpoints.begin_create_or_update(entity).result()
+        return f"endpoint {endpoint.name}: {endpoint.scoring_uri}"
 
     def jobs(self) -> list[Any]:
         """One's own jobs, the newest first, as Azure lists them."""
@@ -97,6 +104,10 @@ class Workspace:
     def computes(self) -> list[Any]:
         """One's own clusters and instances."""
         return [compute for compute in self.client.compute.list() if self.is_mine(compute)]
+
+    def endpoints(self) -> list[Any]:
+        """One's own online endpoints."""
+        return [endpoint for endpoint in self.client.online_endpoints.list() if self.is_mine(endpoint)]
 
     def ended(self, name: str, *states: str) -> Any:
         """One's own job, if it has ended in one of these states, by default in any; an FtlibError if not."""
@@ -120,13 +131,19 @@ class Workspace:
         return {"name": tags["adapter"], "path": path, "properties": properties | {"job": name}}
 
     def removable(self) -> list[tuple[str, str]]:
-        """Kind and name of what costs by the hour, or will: one's own jobs that have not ended, and computes."""
+        """Kind and name of one's own that costs by the hour, or will: endpoints, jobs that have not ended, computes."""
+        endpoints = [("endpoint", endpoint.name) for endpoint in self.endpoints()]
         unfinished = [("job", job.name) for job in self.jobs() if job.status not in ENDED]
-        return unfinished + [("compute", compute.name) for compute in self.computes()]
+        return endpoints + unfinished + [("compute", compute.name) for compute in self.computes()]
 
     def remove(self, kind: str, name: str) -> None:
-        """Cancel a job or delete a compute, and wait until that is done."""
-        (self.client.jobs.begin_cancel if kind == "job" else self.client.compute.begin_delete)(name).result()
+        """Delete an endpoint, cancel a job or delete a compute, and wait until that is done."""
+        remove = {
+            "endpoint": self.client.online_endpoints.begin_delete,
+            "job": self.client.jobs.begin_cancel,
+            "compute": self.client.compute.begin_delete,
+        }[kind]
+        remove(name).result()
 
 
 def connect(credential: "TokenCredential | None" = None) -> Workspace:

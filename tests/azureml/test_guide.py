@@ -29,7 +29,9 @@ def test_every_command_of_the_guide_does_what_the_guide_says(
     for command, output in re.findall(r"^\$ ftlib (.+)\n((?:[^$`].*\n)+)", GUIDE, re.MULTILINE):
         assert printed[command] == output
     assert printed["azure submit probe --follow"].endswith("log of brave_sky_1\n")
-    assert re.search(r"ftlib-a100 +│ 2 machine\(s\) +│ Standard_NC96", printed["azure status brave_sky_3 --follow"])
+    assert re.search(
+        r"^compute +ftlib-a100 +2 machine\(s\) +Standard_NC96", printed["azure status brave_sky_3 --follow"], re.M
+    )
     assert "would delete compute ftlib-a100\n" in printed["azure clean"]
     assert printed["azure clean"].endswith("\nnothing was deleted: run it again with --yes\n")
     assert "deleting job brave_sky_2\n" in printed["azure clean --yes"]

@@ -189,6 +189,27 @@ MISTAKES: dict[str, list[tuple[str, Any, str]]] = {
         ("properties", ["a"], "properties: Not a valid mapping type."),
         ("path", "../../nowhere/adapter", "azure-ai-ml: a value has another type than Azure ML expects,"),
     ],
+    "endpoint": [
+        ("name", "my", "must be at least 3 and at most 32 characters long"),
+        ("name", "My-Endpoint", "expected 3 to 32 small letters, digits and dashes that begin with"),
+        ("auth_mode", "none", "auth_mode: Value 'none' passed is not in set"),
+        ("authmode", "key", "authmode: Unknown field."),
+    ],
+    "deployment": [
+        ("instance_type", "A100", "expected a machine as Azure spells it; valid are"),
+        ("instance_type", "Standard_DS3_v2", "expected a machine with a GPU, which the model needs"),
+        ("instance_count", 0, "instance_count: found 0; expected 1 or more"),
+        ("request_settings.request_timeout_ms", 300_000, "expected 180000 milliseconds at most"),
+        ("model", "merged", "model: Invalid input type."),
+        ("model", "azureml:merged", "expected azureml:NAME@latest or azureml:NAME:VERSION, a merged"),
+        ("endpoint_name", GONE, "endpoint_name: Missing data for required field."),
+        ("environment", GONE, "expected an image that serves the model, or a folder to build"),
+        ("environment.build.path", "nowhere", "environment.build.path: Not a valid URL."),
+        ("environment.build.path", "..", "expected a folder with a Dockerfile"),
+        ("environment.inference_config.scoring_route.port", "http", "scoring_route.port: Not a valid integer."),
+        ("liveness_probe.initial_delay", "10m", "liveness_probe.initial_delay: Not a valid integer."),
+        ("model_mount", "/m", "model_mount: Unknown field."),
+    ],
 }
 
 TINY = "inputs.profile=tiny"
@@ -226,5 +247,6 @@ VALID: dict[str, tuple[str, list[str], list[str]]] = {
         ["idle_time_before_shutdown_minutes=null"],
         ["idle_time_before_shutdown_minutes"],
     ),
+    "somebody's endpoint": ("deployment", ["endpoint_name=theirs"], ["endpoint_name"]),
     "tags of one's own": ("cluster", ["tags={team: ml}"], ["tags.project"]),
 }

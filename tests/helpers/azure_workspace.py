@@ -10,7 +10,17 @@ from unittest.mock import create_autospec
 
 import pytest
 from azure.ai.ml import operations
-from azure.ai.ml.entities import AmlComputeNodeInfo, CommandJob, PipelineJob, Usage, VmSize, Workspace
+from azure.ai.ml.entities import (
+    AmlCompute,
+    AmlComputeNodeInfo,
+    CommandJob,
+    ComputeInstance,
+    OnlineEndpoint,
+    PipelineJob,
+    Usage,
+    VmSize,
+    Workspace,
+)
 from azure.ai.ml.entities._job.service_instance import ServiceInstance
 from azure.core.credentials import AccessToken
 from azure.identity import DefaultAzureCredential
@@ -52,20 +62,26 @@ class StandIn:
         self.made: dict[str, Any] = {}
         self.asked: list[str] = []
         self.free_cores = 96
-        kinds = ("Job", "Compute", "Environment", "Model", "Workspace")
+        kinds = ("Job", "Compute", "Environment", "Model", "Workspace", "OnlineEndpoint", "OnlineDeployment")
         made = [create_autospec(getattr(operations, f"{kind}Operations"), instance=True) for kind in kinds]
-        self.jobs, self.compute, self.environments, self.models, self.workspaces = made
+        self.jobs, self.compute, self.environments, self.models, self.workspaces, *online = made
+        self.online_endpoints, self.online_deployments = online
         self.jobs.create_or_update.side_effect = self._start
         self.jobs.list.side_effect = lambda: self._all(CommandJob, PipelineJob)
         self.jobs.get.side_effect = self.made.__getitem__
         self.jobs.stream.side_effect = lambda name: print(f"log of {name}")
         self.jobs.begin_cancel.side_effect = self._remove
         self.compute.begin_create_or_update.side_effect = lambda entity: done(self.keep(entity))
-        self.compute.list.side_effect = lambda: [one for one in self.made.values() if hasattr(one, "size")]
+        self.compute.list.side_effect = lambda: self._all(AmlCompute, ComputeInstance)
         self.compute.list_nodes.side_effect = lambda name: [AmlComputeNodeInfo()] * 2
         self.compute.begin_delete.side_effect = self._remove
         self.compute.list_sizes.side_effect = self._sizes
         self.compute.list_usage.side_effect = self._usage
+        self.online_endpoints.begin_create_or_update.side_effect = lambda entity: done(self.keep(entity))
+        self.online_endpoints.list.side_effect = lambda: self._all(OnlineEndpoint)
+        self.online_endpoints.get.side_effect = self.made.__getitem__
+        self.online_endpoints.begin_delete.side_effect = self._remove
+        self.online_deployments.begin_create_or_update.side_effect = lambda entity: done(self.keep(entity))
         self.environments.create_or_update.side_effect = self.keep
         self.models.create_or_update.side_effect = self.keep
         self.workspaces.get.side_effect = lambda name: Workspace(
@@ -88,6 +104,8 @@ class StandIn:
 
     def keep(self, entity: Any) -> Any:
         setattr(entity, *(("version", "1") if hasattr(entity, "version") else ("_provisioning_state", "Succeeded")))
+        if isinstance(entity, OnlineEndpoint):
+            entity._scoring_uri = f"https://{entity.name}.westeurope.inference.ml.azure.com/"
         self.made[entity.name] = entity
         return entity
 
