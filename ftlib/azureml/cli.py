@@ -30,7 +30,7 @@ def validate(
     found = {name: examine(path, files.overrides(changes or [])) for name, path in wanted.items()}
     for name, (wrong, doubtful) in found.items():
         lines = [*wrong, *(f"warning: {line}" for line in doubtful)]
-        print(redact("\n".join(lines)) if lines else f"{name:<22}ok")
+        print(redact("\n".join(lines)) if lines else f"{name:<21} ok")
     raise typer.Exit(int(any(wrong for wrong, _ in found.values())))
 
 
@@ -77,13 +77,13 @@ def submit(
         return
     with workspace.azure_errors():
         connected = workspace.connect()
-        if resume:
-            connected.ended(resume)
         for path, own in settings.items():
+            if resume:
+                workspace.check_same_profile(connected.ended(resume), path, own)
             said = connected.submit(path, own)
             print(redact(said), flush=True)
             if follow and said.startswith("job "):
-                connected.client.jobs.stream(said.split()[1])
+                connected.follow(said.split()[1])
 
 
 @app.command()
@@ -98,7 +98,7 @@ def status(
     with workspace.azure_errors():
         connected = workspace.connect()
         if job and follow:
-            connected.client.jobs.stream(job)
+            connected.follow(job)
         for one in [connected.client.jobs.get(job)] if job else connected.jobs():
             rows.append(("job", one.name, one.status, one.studio_url))
         for endpoint in connected.endpoints():
@@ -130,13 +130,14 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only 
         connected = workspace.connect()
         removals = connected.removable()
         for kind, name in removals:
-            print(f"{'deleting' if yes else 'would delete'} {kind} {name}", flush=True)
+            verb = "cancel" if kind == "job" else "delete"
+            print(f"{verb} {kind} {name}", flush=True)
             if yes:
                 connected.remove(kind, name)
     if not removals:
         print("nothing of yours costs by the hour")
     elif not yes:
-        print("nothing was deleted: run it again with --yes")
+        print("nothing was done: run it again with --yes")
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

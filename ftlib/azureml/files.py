@@ -108,12 +108,32 @@ def entity(path: Path, data: Mapping[str, Any]) -> Any:
 
 
 def profile(path: Path, data: Mapping[str, Any]) -> Profile:
-    """The profile that a job runs; a `.toml` file is found from the project's folder, which the job is sent."""
+    """The profile that a job runs; a `.toml` file is found from the project's folder, which the job is sent.
+
+    Raises:
+        FtlibError: there is none, or it or its rows are not sent with the project.
+    """
     name = str((data.get("inputs") or {}).get("profile"))
     if not name.endswith(".toml"):
         return profiles.load(name)
     code = next((str(step["code"]) for step in steps(data).values() if "code" in step), ".")
-    return profiles.load(path.parent / code / name)
+    root = (path.parent / code).resolve()
+    found = profiles.load(root / name)
+    _check_sent(root, root / name)
+    if found.data.is_local:
+        _check_sent(root, Path(found.data.dataset))
+    return found
+
+
+def _check_sent(root: Path, file: Path) -> None:
+    """Raise an FtlibError if a job would not have a file: it lies elsewhere, or .amlignore leaves it out."""
+    client_library()
+    from azure.ai.ml._utils._asset_utils import get_ignore_file
+
+    below = file.resolve().is_relative_to(root)
+    if not file.exists() or not below or get_ignore_file(root).is_file_excluded(file.resolve()):
+        where = "is not there" if not file.exists() else "is left out by .amlignore" if below else "lies elsewhere"
+        raise FtlibError(f"{file.name} {where}, and the job is sent the project's folder alone; move it there")
 
 
 def steps(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -137,9 +157,9 @@ def to_rest(entity: Any) -> dict[str, Any]:
 def client_library() -> Any:
     """The module `azure.ai.ml`, kept from announcing its own experimental and outdated code."""
     warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow")
-    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     try:
         import azure.ai.ml
     except ImportError:
         raise FtlibError("azure-ai-ml is not installed; run `pip install -e '.[azure]'`") from None
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # which it sets itself when it is imported
     return azure.ai.ml

@@ -157,12 +157,24 @@ def _job(file: File) -> Found:
         yield Finding("jobs", "the steps of the pipeline")
     for name in set(file.get("settings", {})) - set(PIPELINE_SETTINGS):
         yield Finding(f"settings.{name}", f"a setting of pipelines; {nearest(name, list(PIPELINE_SETTINGS))}")
+    if file.get("compute") and files.schema(file.data) == "pipelineJob":
+        yield Finding("compute", "the clusters of the steps, such as jobs.train.compute: each step names its own")
+    used = {name for step in files.steps(file.data).values() for name in _referred(file, step)}
+    for name in set(file.get("inputs", {})) - used:
+        yield Finding(f"inputs.{name}", f"an input that a command refers to; {nearest(name, sorted(used))}")
     for at, step in files.steps(file.data).items():
         for finding in _step(file._replace(data={**step, "inputs": _inputs(file, step)})):
             yield finding._replace(key=at + finding.key)
     yield from _outputs(file)
     if file.get("tags.project") != "ftlib":
         yield Finding("tags.project", "ftlib, by which status, register and clean know your jobs", False)
+
+
+def _referred(file: File, step: Mapping[str, Any]) -> list[str]:
+    """The inputs of the file that a step refers to."""
+    if files.schema(file.data) != "pipelineJob":
+        return re.findall(r"\$\{\{inputs\.(\w+)", str(step.get("command")))
+    return re.findall(r"\$\{\{parent\.inputs\.(\w+)", str(step.get("inputs")))
 
 
 def _inputs(file: File, step: Mapping[str, Any]) -> dict[str, Any]:

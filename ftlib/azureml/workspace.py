@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 SECRET = "hf-token"
 ENDED = ("Completed", "Failed", "Canceled")
+JOB_NAME = "${{name}}"  # which Azure fills in in the path of an output
 SCOPE = "https://management.azure.com/.default"
 # How to let oneself do something: `--scope` is the id of what it is done with.
 GRANT = (
@@ -88,6 +89,7 @@ class Workspace:
             job = self.client.jobs.create_or_update(entity)
             return f"job {job.name} is {job.status}: {job.studio_url}"
         if kind == "load_compute":
+            self._check_free(entity.name)
             compute = self.client.compute.begin_create_or_update(entity).result()
             return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
         if kind == "load_online_deployment":
@@ -96,6 +98,30 @@ class Workspace:
             entity.traffic = {deployment.name: 100}
         endpoint = self.client.online_endpoints.begin_create_or_update(entity).result()
         return f"endpoint {endpoint.name}: {endpoint.scoring_uri}"
+
+    def _check_free(self, name: str) -> None:
+        """Azure would overwrite a compute of the same name, whoever's it is."""
+        others = [
+            compute for compute in self.client.compute.list() if compute.name == name and not self.is_mine(compute)
+        ]
+        if others:
+            advice = f"use it with --set compute=azureml:{name}, or make another with --set name=…"
+            raise FtlibError(
+                f"compute {name} exists already, and is not one that you made with `ftlib azure`; {advice}"
+            )
+
+    def follow(self, name: str) -> None:
+        """Show a job's log until it ends; an FtlibError if it does not end well."""
+        from azure.ai.ml.exceptions import JobException
+
+        try:
+            self.client.jobs.stream(name)
+        except JobException as error:
+            if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+                print(f"\njob {name} goes on: `ftlib azure status {name} --follow` shows it again")
+                return
+            job = self.client.jobs.get(name)
+            raise FtlibError(f"job {name} is {job.status}; its page has the whole log: {job.studio_url}") from None
 
     def jobs(self) -> list[Any]:
         """One's own jobs, the newest first, as Azure lists them."""
@@ -185,11 +211,26 @@ def read_secret(workspace: Workspace) -> str:
 
 def going_on_from(job: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a job begin with a copy of what an earlier one has left."""
-    command = files.read(path, changes).get("command")
-    if not command:
-        raise FtlibError(f"{path.name}: --resume is for a job with one command, such as walkthrough")
-    earlier = {"type": "uri_folder", "mode": "ro_mount", "path": f"azureml://jobs/{job}/outputs/run"}
-    return {"inputs.earlier": earlier, "command": f"{command.strip()} --from ${{{{inputs.earlier}}}}"}
+    file = files.read(path, changes)
+    command, output = (
+        str(file.get("command", "")).strip(),
+        str(((file.get("outputs") or {}).get("run") or {}).get("path")),
+    )
+    if "azure job run" not in command or JOB_NAME not in output:
+        expected = f"a job whose command is `ftlib azure job run …` and whose outputs.run.path has {JOB_NAME}"
+        raise FtlibError(f"{path.name}: --resume is for {expected}, such as walkthrough")
+    earlier = {"type": "uri_folder", "mode": "ro_mount", "path": output.replace(JOB_NAME, job)}
+    return {"inputs.earlier": earlier, "command": f"{command} --from ${{{{inputs.earlier}}}}"}
+
+
+def check_same_profile(earlier: Any, path: Path, changes: Mapping[str, Any]) -> None:
+    """Raise an FtlibError if an earlier job did not run the profile of the one that is to go on from it."""
+    found, wanted = earlier.tags.get("profile"), trained(path, files.read(path, changes))["profile"]
+    if found != wanted:
+        advice = f"repeat its settings, such as --set inputs.profile={found}, or name another job"
+        raise FtlibError(
+            f"job {earlier.name} ran profile {found or 'of no name'}, and this one would run {wanted}; {advice}"
+        )
 
 
 def trained(path: Path, data: Mapping[str, Any]) -> dict[str, str]:

@@ -41,6 +41,11 @@ def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
     listed = manifest.verify(adapter_dir) | {manifest.NAME, "README.md"}
     if unlisted := [name for name in ADAPTER_FILES if name not in listed]:
         raise FtlibError(f"{adapter_dir.name}/{manifest.NAME} lacks {unlisted}; {AGAIN}")
+    try:
+        (adapter_dir / "README.md").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = f"{adapter_dir.name}/README.md: byte {error.start} is no UTF-8 text, which a model card has to be"
+        raise FtlibError(f"{found}; correct it, or {AGAIN}") from None
     _check_profile(adapter_dir, profile)
     sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
     return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()

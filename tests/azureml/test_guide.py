@@ -32,9 +32,9 @@ def test_every_command_of_the_guide_does_what_the_guide_says(
     assert re.search(
         r"^compute +ftlib-a100 +2 machine\(s\) +Standard_NC96", printed["azure status brave_sky_3 --follow"], re.M
     )
-    assert "would delete compute ftlib-a100\n" in printed["azure clean"]
-    assert printed["azure clean"].endswith("\nnothing was deleted: run it again with --yes\n")
-    assert "deleting job brave_sky_2\n" in printed["azure clean --yes"]
+    assert "delete compute ftlib-a100\n" in printed["azure clean"]
+    assert printed["azure clean"].endswith("\nnothing was done: run it again with --yes\n")
+    assert "cancel job brave_sky_2\n" in printed["azure clean --yes"]
 
 
 def test_guide_has_every_command_and_every_file() -> None:

@@ -24,13 +24,20 @@ ROWS = [(name, *mistake) for name, mistakes in MISTAKES.items() for mistake in m
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the files, in a project of their own."""
-    copied = tmp_path / "ftlib/azureml"
-    shutil.copytree(files.FOLDER, copied, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "environment.yml", tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "two.toml").write_text(TWO_MACHINES)
-    return copied
+    """A copy of the files, in a project of their own, with profiles that a job is sent and others that it is not."""
+    root = tmp_path / "project"
+    shutil.copytree(files.FOLDER, root / "ftlib/azureml", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("environment.yml", ".amlignore"):
+        shutil.copy(ROOT / name, root)
+    for name in ("notebooks", "outputs"):
+        (root / name).mkdir()
+    (root / "two.toml").write_text(TWO_MACHINES)
+    (root / "own.jsonl").write_text('{"messages": []}\n')
+    for name, rows in {"own.toml": "own.jsonl", "no_rows.toml": "rows.jsonl"}.items():
+        (root / name).write_text(f'extends = "tiny"\n[data]\ndataset = "{rows}"\n')
+    for place in (root / "outputs", tmp_path):
+        (place / "mine.toml").write_text('extends = "tiny"\n')
+    return root / "ftlib/azureml"
 
 
 @pytest.mark.parametrize("shipped", files.shipped())

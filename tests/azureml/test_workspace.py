@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from azure.ai.ml.exceptions import JobException
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
 from helpers import ROOT
 from helpers.azure_mistakes import TOKEN
@@ -103,9 +104,42 @@ def test_resuming_job_gets_the_output_of_an_ended_one_by_its_name(
     assert job.command.endswith("--output-root ${{outputs.run}} --from ${{inputs.earlier}}")
     earlier = job.inputs["earlier"]
     assert (earlier.type, earlier.mode) == ("uri_folder", "ro_mount")
-    assert earlier.path == "azureml://jobs/brave_sky_1/outputs/run"
-    assert run("azure", "submit", "cluster", "--resume", "brave_sky_1") == 1
-    assert "--resume is for a job with one command" in capsys.readouterr().err
+    assert earlier.path == "azureml://datastores/workspaceblobstore/paths/ftlib/runs/brave_sky_1"
+    for name, says in {
+        "cluster": "cluster.yml: --resume is for a job whose command is `ftlib azure job run …`",
+        "walkthrough --set inputs.profile=tiny": "job brave_sky_1 ran profile gpt-oss-20b, and this one would run tiny",
+    }.items():
+        assert run("azure", "submit", *name.split(), "--resume", "brave_sky_1") == 1
+        assert says in capsys.readouterr().err
+
+
+def test_followed_job_ends_in_one_line(azure: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """azure-ai-ml raises the same when the job fails and when the person no longer wants to look on."""
+
+    def interrupted(name: str) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise JobException(message="interrupted", no_personal_data_message="interrupted") from error
+
+    run("azure", "submit", "walkthrough")
+    azure.jobs.stream.side_effect = interrupted
+    assert run("azure", "status", "brave_sky_1", "--follow") == 0
+    assert "job brave_sky_1 goes on: `ftlib azure status brave_sky_1 --follow` shows" in capsys.readouterr().out
+    azure.jobs.stream.side_effect = JobException(message="Exception : \n {", no_personal_data_message="")
+    azure.end("brave_sky_1", "Failed")
+    assert run("azure", "status", "brave_sky_1", "--follow") == 1
+    said = "error: job brave_sky_1 is Failed; its page has the whole log: https://ml.azure.com/runs/brave_sky_1\n"
+    assert capsys.readouterr().err == said
+
+
+def test_compute_of_a_colleague_is_not_overwritten(azure: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.Workspace(azure, credential(oid=COLLEAGUE)).submit(files.find("cluster"), {})  # type: ignore[arg-type]
+    assert run("azure", "submit", "cluster") == 1
+    assert "compute ftlib-a100 exists already, and is not one that you made" in capsys.readouterr().err
+    assert azure.made["ftlib-a100"].tags["owner"] == COLLEAGUE
+    assert run("azure", "submit", "cluster", "--set", "name=mine") == 0
+    assert run("azure", "submit", "cluster", "--set", "name=mine", "--set", "max_instances=1") == 0
 
 
 def test_pipeline_hands_each_steps_output_to_the_next(azure: StandIn) -> None:
