@@ -17,6 +17,7 @@ TIMEOUT_S = 5.0  # for a question that takes the Hub no time
 PATIENCE_S = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": None}
 WAITS_S = (1, 2, 4, 8)
 LONGEST_S = 20  # no attempt after the second begins later, and no Retry-After is followed for longer
+COMMIT = re.compile(rb"[0-9a-f]{40}")
 UNHEARD = (httpx2.ConnectError, httpx2.ConnectTimeout)
 BROKEN = (httpx2.ReadError, httpx2.RemoteProtocolError)
 LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
@@ -151,26 +152,31 @@ def check_access(hub: Hub, command: str = "") -> str:
     return repo
 
 
-def check_download(hub: Hub) -> None:
-    """Compare the base's cached files with the Hub's checksums, if it is cached; FtlibError if one is damaged.
+def check_download(repo: str, revision: str | None = None) -> None:
+    """Compare a model's cached files with the Hub's checksums, if it is cached; FtlibError if one is damaged.
 
-    It reads them all: 13 GB for the published model, 10 to 30 s.
+    It reads them all: 13 GB for the published base, 10 to 30 s. Without a revision, it looks at the newest one.
     """
     from huggingface_hub import HfApi, constants, file_download
 
-    folder = file_download.repo_folder_name(repo_id=hub.model, repo_type="model")
-    if not Path(constants.HF_HUB_CACHE, folder, "snapshots", hub.model_revision).is_dir():
+    folder = file_download.repo_folder_name(repo_id=repo, repo_type="model")
+    cached = Path(constants.HF_HUB_CACHE, folder)
+    if not cached.is_dir():
         return
     try:
-        found = HfApi().verify_repo_checksums(hub.model, revision=hub.model_revision).mismatches
+        revision = revision or str(HfApi().model_info(repo, timeout=TIMEOUT_S).sha)
+        is_there = (cached / "snapshots" / revision).is_dir()
+        found = HfApi().verify_repo_checksums(repo, revision=revision).mismatches if is_there else []
     except Exception as error:
         if line := explain(error):
             raise FtlibError(line) from None
         raise
-    if found:
-        damaged = ", ".join(str(file["path"]) for file in found)
+    damaged = [str(file["path"]) for file in found]
+    refs = [path for path in (cached / "refs").rglob("*") if path.is_file()]
+    damaged += [path.relative_to(cached).as_posix() for path in refs if not COMMIT.fullmatch(path.read_bytes())]
+    if damaged:
         advice = f"delete {folder}/ in the Hub's cache and run this again, which downloads it anew"
-        raise FtlibError(f"the cached {damaged} of {hub.model}: found another checksum than the Hub's; {advice}")
+        raise FtlibError(f"the cached {', '.join(damaged)} of {repo}: found another checksum than the Hub's; {advice}")
 
 
 def whoami(token: str) -> dict[str, Any]:

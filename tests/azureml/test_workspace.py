@@ -48,14 +48,14 @@ def test_only_ones_own_is_shown_and_cleaned_whatever_it_is_called(
 def test_endpoint_gets_all_requests_to_its_deployment_and_is_deleted_first(
     azure: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("azure", "submit", "cluster", "endpoint", "deployment") == 0
+    assert run("azure", "submit", "cluster", "walkthrough", "endpoint", "deployment") == 0
     address = "endpoint ftlib-reasoner: https://ftlib-reasoner.westeurope.inference.ml.azure.com/"
-    assert capsys.readouterr().out.splitlines()[1:] == [address, address]
+    assert capsys.readouterr().out.splitlines()[2:] == [address, address]
     assert azure.made["ftlib-reasoner"].traffic == {"vllm": 100}
     assert run("azure", "status") == 0
     assert address.split()[-1] in capsys.readouterr().out
     assert run("azure", "clean", "--yes") == 0
-    assert azure.asked == ["ftlib-reasoner", "ftlib-a100"]
+    assert azure.asked == ["ftlib-reasoner", "brave_sky_1", "ftlib-a100"]
 
 
 def test_job_that_has_ended_costs_nothing_and_is_left(azure: StandIn) -> None:

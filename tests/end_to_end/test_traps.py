@@ -13,6 +13,7 @@ from transformers import GptOssForCausalLM, Mxfp4Config, PreTrainedTokenizerFast
 from ftlib import profiles
 from ftlib.dataset import harmony
 from ftlib.profiles import Profile
+from ftlib.session import hub_client
 
 WITH_A_MODEL = {"03_load_model": "model", "04_train_lora": "model", "05_push_and_infer": "base"}
 
@@ -29,10 +30,15 @@ def profile(request: pytest.FixtureRequest) -> Profile:
 def test_every_load_is_pinned_unpacked_and_says_how_it_computes(
     notebooks: Any, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A base that is still packed takes no expert adapters; a pickle can run anything; defaults are another recipe."""
+    """A base that is still packed takes no expert adapters; a pickle can run anything; defaults are another recipe.
+
+    And one that was damaged in the cache gives false results, so each is compared with the Hub's checksums first.
+    """
+    checked: list[tuple[str, str]] = []
     loads: dict[str, dict[str, Any]] = {}
 
     def keep(name: str, **settings: Any) -> SimpleNamespace:
+        assert checked or notebook == "04_train_lora"  # where a cell above does it
         loads[notebook] = settings | {"name": name}
         return SimpleNamespace()
 
@@ -42,8 +48,12 @@ def test_every_load_is_pinned_unpacked_and_says_how_it_computes(
         "PeftModel": SimpleNamespace(from_pretrained=lambda base, name: base),
     }
     monkeypatch.setattr("transformers.AutoModelForCausalLM", given["AutoModelForCausalLM"])
+    monkeypatch.setattr(hub_client, "check_download", lambda *asked: checked.append(asked))
+    given["hub_client"] = hub_client
     for notebook, variable in WITH_A_MODEL.items():
         notebooks.run(notebook, variable, given.copy())
+        assert checked in ([], [(profile.hub.model, profile.hub.model_revision)])
+        checked.clear()
         settings = loads[notebook]
         computes = profile.model if notebook == "04_train_lora" else profile.measure
         unpacked = settings.pop("quantization_config")

@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ftlib import profiles
+from ftlib.errors import FtlibError
 from ftlib.model import publish, recipe
 from ftlib.profiles import Profile
 from ftlib.session import manifest
@@ -143,3 +144,9 @@ print(json.dumps([api.list_repo_files(repo), ModelCard.load(repo).data.to_dict()
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
     assert len(commits) == 2, "the empty repository's own, and one for all files, so that it is never there in part"
     assert not torch_is_loaded, "a push needs nothing that training needs"
+
+
+def test_a_card_that_is_no_text_is_not_pushed(adapter_dir: Path) -> None:
+    (adapter_dir / "README.md").write_bytes(b"# A card\n\xff")
+    with pytest.raises(FtlibError, match=r"^adapter/README\.md: byte 9 is no UTF-8 text, .*; correct it, or run 04"):
+        publish.files_to_push(adapter_dir, profiles.load("tiny"))

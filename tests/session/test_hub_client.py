@@ -122,9 +122,9 @@ def test_a_base_with_a_flipped_bit_is_found(
     rehearsal: RehearsalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    hub_client.check_download(TINY)  # nothing is there yet
+    hub_client.check_download(TINY.model, TINY.model_revision)  # nothing is there yet
     folder = Path(HfApi().snapshot_download(TINY.model, revision=TINY.model_revision))
-    hub_client.check_download(TINY)
+    hub_client.check_download(TINY.model, TINY.model_revision)
     weights = (folder / "model.safetensors").resolve()
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -132,11 +132,16 @@ def test_a_base_with_a_flipped_bit_is_found(
     with pytest.raises(
         FtlibError, match=r"cached model\.safetensors of rehearsal/gpt-oss-tiny: found another checksum"
     ):
-        hub_client.check_download(TINY)
+        hub_client.check_download(TINY.model, TINY.model_revision)
+    refs = tmp_path / "cache/models--rehearsal--gpt-oss-tiny/refs"
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_bytes(b"\xff" * 40)
+    with pytest.raises(FtlibError, match=r"^the cached refs/main of .*; delete models--rehearsal--gpt-oss-tiny/"):
+        hub_client.check_download(TINY.model)  # the newest revision, of which nothing is cached
     with monkeypatch.context() as patched:
         patched.setenv("HF_TOKEN", "hf_" + "q" * 30)
         with pytest.raises(FtlibError, match="401"):
-            hub_client.check_download(TINY)
+            hub_client.check_download(TINY.model, TINY.model_revision)
 
 
 def test_a_rehearsals_own_words_are_shown(rehearsal: RehearsalHub, tmp_path: Path) -> None:
