@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
-walkthrough: $(INSTALLED) ## run the five notebooks on the tiny profile and write the report
+walkthrough: $(INSTALLED) ## run the six notebooks on the tiny profile and write the report
 	@$(BIN)/ftlib run --profile tiny
 
 # JupyterLab would ask whether to fetch news from the network; no option of its command line says no.

@@ -1,4 +1,4 @@
-"""What the five notebooks call: it measures, checks, parses, draws, stores and launches.
+"""What the six notebooks call: it measures, checks, parses, draws, stores, exports and launches.
 
 Importing it is quick: torch and the libraries around it come in only where a function needs them.
 """

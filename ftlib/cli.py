@@ -1,4 +1,4 @@
-"""The command line: `ftlib run`, `push`, `plan`, `doctor`, `bench`, `report` and `azure`."""
+"""The command line: `ftlib run`, `push`, `export`, `serve`, `plan`, `doctor`, `bench`, `report` and `azure`."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 
 @app.command()
 def run(
-    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks to run; all five if none is named.")] = None,
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks to run; all six if none is named.")] = None,
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
     nproc: Nproc = None,
@@ -115,6 +115,45 @@ def bench(
     result = bench.run(profile, rounds, updates, console)
     written = records.write(session.output_dir, "bench", result)
     console.print(bench.table(result), execution.shown(written), sep="\n", highlight=False)
+
+
+@app.command()
+def export(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    to: Annotated[str, typer.Option(help="safetensors, mxfp4 or gguf.")] = "safetensors",
+    check: Annotated[Path | None, typer.Option(help="Write nothing, and check this folder.")] = None,
+) -> None:
+    """Merge a run's adapter into its base and write one model, or check a folder; see notebook 06."""
+    session = ftlib.start(profile, output_root)
+    from transformers.utils import logging
+
+    from ftlib.runner import execution, exporting
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if check:
+        distance = exporting.compare(session, check)
+        print(f"{check} is the model of {session.relative(session.adapter_dir)}: logits lie {distance:.2g} apart")
+        return
+    for written in exporting.write(session, to):
+        print(execution.shown(written))
+
+
+@app.command()
+def serve(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    file: Annotated[Path | None, typer.Option(help="A GGUF file; without it, the run's in MXFP4.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8000,
+) -> None:
+    """Serve an exported model through an API as OpenAI's, until Ctrl-C; the key may be given as FTLIB_SERVE_KEY."""
+    from ftlib.export.serve import Server
+
+    export = project_root() / output_root / profiles.load(profile).name / "export"
+    server = Server(file or export / "mxfp4.gguf", port=port)
+    print(f"OPENAI_BASE_URL={server.base_url}\nOPENAI_API_KEY={server.api_key}", flush=True)
+    server.wait()
 
 
 @app.command()

@@ -48,6 +48,7 @@ _NOTEBOOKS = (
     ("03_load_model", "What can it do before\nwe touch it?", "agreement\nbefore training"),
     ("04_train_lora", "What does the adapter\nchange and cost?", "an adapter"),
     ("05_push_and_infer", "Did it work, and how\ndo others use it?", "an adapter on the\nHub, agreement after"),
+    ("06_export_and_serve", "Can it run wherever\npeople run models?", "one model in three\nformats, checked"),
 )
 _LORA_STARTS = ((0.41, 1.71), (2.6, 2.45), (0.41, 1.39), (2.6, 0.7), (3.44, 0.7), (4.95, 0.85), (5.57, 1.55))
 _LORA_ENDS = ((1.3, 2.45), (5.18, 1.69), (1.3, 0.7), (3.2, 0.7), (4.0, 0.7), (5.22, 1.37), (5.98, 1.55))
@@ -58,7 +59,7 @@ _BYTES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B"))
 
 def notebook_map() -> Axes:
     """Draw the notebooks: the question each answers and, below it, what it leaves for the next."""
-    ax = _canvas(width=9.8, height=2.0)
+    ax = _canvas(width=11.82, height=2.0)
     for number, (name, question, leaves) in enumerate(_NOTEBOOKS):
         left, middle = 2.02 * number, 2.02 * number + 0.86
         _box(ax, left, 1.0, 1.72, 0.98, BEFORE, "")
@@ -68,6 +69,22 @@ def notebook_map() -> Axes:
         _arrow(ax, (middle, 1.0), (middle, 0.56))
         if number + 1 < len(_NOTEBOOKS):
             _arrow(ax, (left + 1.72, 0.4), (left + 2.02, 1.2))
+    return ax
+
+
+@shown
+def engines(table: pd.DataFrame) -> Axes:
+    """Draw agreement and exact answers of each engine: a table with columns engine, agreement and exact."""
+    ax = _axes(height=0.62 * len(table) + 1.3)
+    for number, (measure, colour) in enumerate((("exact", BEFORE), ("agreement", AFTER))):
+        places = np.arange(len(table)) + (number - 0.5) * 0.38
+        bars = ax.barh(places, 100 * table[measure], 0.36, label=measure, color=colour)
+        _label_bars(ax, bars, [f"{share:.1%}" for share in table[measure]])
+    ax.set_yticks(range(len(table)), table["engine"])
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 118), xticks=range(0, 101, 25), title="The same questions, asked of each engine")
+    ax.xaxis.set_major_formatter(PercentFormatter(100))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     return ax
 
 

@@ -46,6 +46,8 @@ def evaluate(
         loss (mean over the reference reply's tokens, given its question), correct_tokens (that the model would have
         written too) and tokens.
     """
+    import pandas as pd
+
     # Prompts of similar length share a batch, which saves padding; the results are put back in order.
     order = sorted(range(len(rows)), key=lambda index: len(str(rows[index]["messages"])))
     rows = rows.select(order)
@@ -60,7 +62,7 @@ def evaluate(
             progress.show(f", {len(scores)} reference replies scored")
             scores += score_replies(model, tokenizer, references, max_length)
         progress.show("")
-    results = _results(rows, replies, scores)
+    results = judge(rows, replies).join(pd.DataFrame(scores, columns=list(Score._fields)))
     results.index = order
     return results.sort_index().reset_index(drop=True)
 
@@ -100,7 +102,8 @@ def _batches(conversations: list[Messages], size: int) -> list[list[Messages]]:
     return [conversations[start : start + size] for start in range(0, len(conversations), size)]
 
 
-def _results(rows: "Dataset", replies: Sequence[Reply], scores: Sequence[Score]) -> "pd.DataFrame":
+def judge(rows: "Dataset", replies: Sequence[Reply]) -> "pd.DataFrame":
+    """Compare replies with what their rows ask for; the columns are those of `evaluate`, without the scores."""
     import pandas as pd
 
     asked = [usual_name(language or "") for language in rows["reasoning_language"]]
@@ -126,7 +129,7 @@ def _results(rows: "Dataset", replies: Sequence[Reply], scores: Sequence[Score])
         "faithful": pd.array(faithful, dtype="boolean"),
         "complete": [reply.complete for reply in replies],
     }
-    return pd.DataFrame(texts | verdicts).join(pd.DataFrame(scores, columns=list(Score._fields)))
+    return pd.DataFrame(texts | verdicts)
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -153,11 +156,12 @@ def by_language(results: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     asked = results[results["language"] != ""].groupby("language", sort=False)
-    rows = [{"language": language, **_shares(group)} for language, group in asked]
+    rows = [{"language": language, **shares(group)} for language, group in asked]
     return pd.DataFrame(rows, columns=["language", *SHARES])
 
 
-def _shares(results: "pd.DataFrame") -> dict[str, float]:
+def shares(results: "pd.DataFrame") -> dict[str, float]:
+    """`SHARES` of all results, NaN where they could not be measured."""
     judged = results["agrees"].dropna()
     low, high = wilson_interval(int(judged.sum()), len(judged))
     agreement, *others = results[["agrees", "exact", "faithful", "complete"]].astype(float).mean()
@@ -172,15 +176,15 @@ def summarise(results: "pd.DataFrame") -> dict[str, Any]:
         were cut off); loss and token_accuracy (means over all tokens of the reference replies); by_language (a dict a
         row).
     """
-    shares = _shares(results)
+    found = shares(results)
     tokens = int(results["tokens"].sum())
     values = {
-        "questions": shares["questions"],
-        "agreement": shares["agreement"],
-        "agreement_low": shares["low"],
-        "agreement_high": shares["high"],
-        "exact": shares["exact"],
-        "faithful": shares["faithful"],
+        "questions": found["questions"],
+        "agreement": found["agreement"],
+        "agreement_low": found["low"],
+        "agreement_high": found["high"],
+        "exact": found["exact"],
+        "faithful": found["faithful"],
         "unfinished": int((~results["complete"]).sum()),
         "loss": float((results["loss"] * results["tokens"]).sum()) / tokens if tokens else nan,
         "token_accuracy": int(results["correct_tokens"].sum()) / tokens if tokens else nan,

@@ -247,6 +247,7 @@ class Measure(Section):
     batch_size: Count
     max_new_tokens: Count
     score_batch_size: Count
+    served_questions: Count
 
 
 class Track(Section):

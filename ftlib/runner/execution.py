@@ -22,8 +22,8 @@ from ftlib.session.processes import place
 from ftlib.session.redaction import redact
 from ftlib.session.session import open_output_dir, project_root
 
-NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_push_and_infer")
-WITH_MODEL = ("03_load_model", TRAINING, "05_push_and_infer")
+NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_push_and_infer", "06_export_and_serve")
+WITH_MODEL = NOTEBOOKS[2:]
 UNFINISHED = ".unfinished.ipynb"
 LAST_RECORD = f"{NOTEBOOKS[-1]}.json"
 # What to do about an error of torch's.
@@ -37,9 +37,9 @@ ADVICE = {
 def run(
     notebooks: Sequence[str], profile: str, output_root: str, processes: int | None, resume: bool, console: Console
 ) -> Path:
-    """Execute notebooks in the given order, all five by default; an interrupted training goes on.
+    """Execute notebooks in the given order, all six by default; an interrupted training goes on.
 
-    All five never overwrite a finished run: they go to a new folder. `processes` train together, one for each GPU; None
+    All six never overwrite a finished run: they go to a new folder. `processes` train together, one for each GPU; None
     is for as many as there are GPUs. Without `resume`, training begins again and replaces what is there. Returns the
     run's folder; `notebooks/` in it holds each executed notebook, also one that failed.
 

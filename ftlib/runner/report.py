@@ -12,7 +12,7 @@ from ftlib.runner import cells
 from ftlib.runner.execution import NOTEBOOKS, UNFINISHED
 from ftlib.session import records
 
-BEFORE, TRAINING, AFTER = NOTEBOOKS[2:]
+BEFORE, TRAINING, AFTER, _ = NOTEBOOKS[2:]
 # Measured before and after training: label, key in both records, format.
 MEASURES = (
     ("Reasons in the language asked for", "agreement", "{:.1%}"),

@@ -64,7 +64,7 @@ class FinishedRun:
                 {"base_bytes": 1, "global_step": 63, "trainable_parameters": 8, **MEASURED},
             )
         compared = {"before": MEASURED, "after": MEASURED, "examples": []}
-        records.write(self.output / "records", NOTEBOOKS[-1], compared)
+        records.write(self.output / "records", NOTEBOOKS[4], compared)
         world.reach["05_push_and_infer"] = ["baseline", "hub_files"]
         monkeypatch.setattr(execution, "_execute", self._execute)
         monkeypatch.setattr(report, "_page", lambda notebook, name: f"the page of {name}")

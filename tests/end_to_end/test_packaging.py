@@ -18,7 +18,8 @@ from packaging.version import Version
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRA, GROUP = PROJECT["project"]["optional-dependencies"]["azure"], PROJECT["dependency-groups"]["dev"]
-DECLARED = [Requirement(text) for text in PROJECT["project"]["dependencies"] + EXTRA + GROUP]
+EVERY = [Requirement(text) for text in PROJECT["project"]["dependencies"] + EXTRA + GROUP]
+DECLARED = [requirement for requirement in EVERY if requirement.marker is None or requirement.marker.evaluate()]
 LOCK = [
     Requirement(line.partition("#")[0])
     for line in (ROOT / "requirements.lock").read_text().splitlines()

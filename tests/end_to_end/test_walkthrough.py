@@ -82,7 +82,7 @@ def record(request: pytest.FixtureRequest, walkthrough: Project) -> Callable[[st
 
 
 def test_training_has_the_effect(record: Callable[[str], dict[str, Any]]) -> None:
-    base, training, last = (record(name) for name in NOTEBOOKS[2:])
+    base, training, last = (record(name) for name in NOTEBOOKS[2:5])
     assert base["agreement_low"] <= base["agreement"] <= 0.30, "it reasons in English"
     assert (base["questions"], base["unfinished"], base["total_parameters"]) == (120, 0, 1_256_096)
     assert {row["language"] for row in base["by_language"]} == {"English", "Spanish", "French", "Italian", "German"}
@@ -107,6 +107,19 @@ def test_training_has_the_effect(record: Callable[[str], dict[str, Any]]) -> Non
     assert set(last["hub_files"]) == ADAPTER | TOKENIZER
 
 
+def test_the_trained_model_answers_alike_in_every_format(walkthrough: Project) -> None:
+    engines = {row["engine"]: row for row in walkthrough.record("06_export_and_serve")["engines"]}
+    untrained = engines.pop("llama.cpp, untrained base")
+    assert set(engines) == {"transformers", "llama.cpp, f32", "llama.cpp, Q8_0", "llama.cpp, MXFP4"}
+    last = walkthrough.record("05_push_and_infer")["after"]
+    assert engines["transformers"]["agreement"] == last["agreement"]
+    for engine in engines.values():
+        assert engine["agreement"] >= 0.95
+        assert engine["exact"] >= 0.80
+    assert untrained["agreement"] <= 0.3
+    assert engines["llama.cpp, MXFP4"]["bytes"] < engines["llama.cpp, f32"]["bytes"] / 3
+
+
 def test_weights_are_of_the_pinned_commit_and_each_was_counted_once(walkthrough: Project) -> None:
     """The Hub's main has moved on, and a folder of the repository holds weights for other programs."""
     cache = walkthrough.root / OUTPUT / "huggingface/hub/models--rehearsal--gpt-oss-tiny"
@@ -118,11 +131,11 @@ def test_weights_are_of_the_pinned_commit_and_each_was_counted_once(walkthrough:
 def test_it_writes_these_files_and_no_others_and_prints_the_result(walkthrough: Project) -> None:
     output = walkthrough.root / OUTPUT
     written = {folder: {path.name for path in (output / folder).iterdir()} for folder in (
-        ".", "records", "notebooks", "report", "adapter", "checkpoints", "../..",
+        ".", "records", "notebooks", "report", "adapter", "checkpoints", "export", "../..",
     )}  # fmt: skip
     assert written == {
         ".": {
-            "adapter", "checkpoints", "hub", "huggingface", "notebooks", "profile.json", "records", "report",
+            "adapter", "checkpoints", "export", "hub", "huggingface", "notebooks", "profile.json", "records", "report",
             "trackio", "training.lock",
         },
         "records": {f"{name}.json" for name in NOTEBOOKS},
@@ -130,6 +143,7 @@ def test_it_writes_these_files_and_no_others_and_prints_the_result(walkthrough: 
         "report": {"index.html", *(f"{name}.html" for name in NOTEBOOKS)},
         "adapter": ADAPTER | TOKENIZER,
         "checkpoints": {"README.md", "checkpoint-60", "checkpoint-63"},
+        "export": {"base.gguf", "f32.gguf", "merged", "mxfp4", "mxfp4.gguf", "q8_0.gguf"},
         "../..": {"notebooks", "outputs"},
     }  # fmt: skip
     after = walkthrough.record("05_push_and_infer")["after"]["agreement"]

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", "04_train_lora", "05_push_and_infer")
+NOTEBOOKS = (
+    *("01_setup", "02_explore_dataset", "03_load_model"),
+    *("04_train_lora", "05_push_and_infer", "06_export_and_serve"),
+)
 # A command that takes this many seconds hangs, however slow and busy the machine is.
 HANGING_S = 1200.0
 

@@ -1,0 +1,1 @@
+"""One model of base and adapter: written in three formats, checked, and served."""

@@ -1,0 +1,168 @@
+"""Is an exported folder the model that it should be? Its files are looked at first, then it is loaded and asked."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftlib.errors import FtlibError
+from ftlib.session import manifest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE = [
+    {"role": "system", "content": "reasoning language: French"},
+    {"role": "user", "content": "What is the capital of Australia?"},
+]
+WHOLE = [*PROBE, {"role": "assistant", "thinking": "Une question facile.", "content": "It is Canberra."}]
+NEW_TOKENS = 32
+# How far the typical token's logits may lie from those of the exported model, as a share of the largest: in the same
+# dtype, and packed in MXFP4, which leaves four bits of an adapted weight.
+TOLERANCE, PACKED_TOLERANCE = 0.05, 0.15
+REPAIR = "save it with `save_pretrained(folder, save_original_format=False)`"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to a probe: the logits of the prompt [tokens, vocabulary], and a greedy reply.
+
+    And the tokens of the prompt, and of a conversation with its reply, as the tokenizer writes them.
+    """
+
+    written: list[list[int]]
+    logits: "torch.Tensor"
+    reply: list[int]
+
+
+def ask(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Answers:
+    """Ask a model the probe, greedily."""
+    import torch
+
+    inputs: Any = tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0].float().cpu()
+        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
+    return Answers(_written(tokenizer), logits, output[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def _written(tokenizer: Any) -> list[list[int]]:
+    prompt = tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False)
+    return [list(prompt), list(tokenizer.apply_chat_template(WHOLE, return_dict=False))]
+
+
+def folder(path: Path, expected: Answers, date: str, device: str = "cpu") -> float:
+    """Check a folder against the answers of the model that was exported; returns the typical distance of the logits.
+
+    Args:
+        path: the exported folder.
+        expected: what `ask` found, with the tokenizer of the base and its template pinned to `date`.
+        date: the day that the template writes.
+        device: where the model is loaded.
+
+    Raises:
+        FtlibError: names what is wrong with the folder, and how to fix it.
+    """
+    files(path)
+    model, tokenizer = load(path, device)
+    _check_tokenizer(path, tokenizer, expected, date)
+    found = ask(model, tokenizer)
+    distance = (found.logits - expected.logits).abs().amax(dim=-1).median().item()
+    tolerance = (PACKED_TOLERANCE if is_packed(path) else TOLERANCE) * expected.logits.abs().max().item()
+    if not distance <= tolerance:  # so that NaN is refused, too
+        told = f"the typical token's logits lie {distance:.2g} apart, expected at most {tolerance:.2g}"
+        raise FtlibError(f"{path.name}/ answers differently from the model that was exported: {told}; export it again")
+    return distance
+
+
+def files(path: Path) -> None:
+    """Look at the files of a folder, without loading a tensor: is this one whole model, written as its config says?"""
+    if (path / "adapter_config.json").is_file():
+        raise FtlibError(f"{path.name}/ holds an adapter, expected a merged model; call `merge_and_unload` first")
+    config = _json(path / "config.json")
+    if (path / manifest.NAME).is_file():
+        manifest.verify(path)
+    dtypes = _tensors(path)
+    packed = {name for name in dtypes if name.endswith("_blocks")}
+    dense = sorted(name for name in packed if dtypes[name] != "U8")
+    if dense:
+        found = f"{dense[0]} holds {dtypes[dense[0]]}, which is not packed, under the name of a packed tensor"
+        raise FtlibError(f"{path.name}/: {found}: loaded again, the experts would be random; {REPAIR}")
+    if packed and "quantization_config" not in config:
+        raise FtlibError(f"{path.name}/config.json lacks quantization_config, and the experts are packed; {REPAIR}")
+    if lora := [name for name in dtypes if "lora_" in name]:
+        raise FtlibError(f"{path.name}/ holds adapter tensors such as {lora[0]}; call `merge_and_unload` before saving")
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a folder's experts are packed in MXFP4."""
+    return any(name.endswith("_blocks") for name in _tensors(path))
+
+
+def load(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a folder as a person would; an FtlibError names a tensor that is missing or has another shape."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    quantization = {"quantization_config": Mxfp4Config(dequantize=True)} if is_packed(path) else {}
+    dtype = getattr(torch, _json(path / "config.json").get("dtype") or "bfloat16")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            attn_implementation="eager",
+            experts_implementation="grouped_mm",
+            dtype=dtype,
+            device_map=device,
+            use_safetensors=True,
+            output_loading_info=True,
+            **quantization,
+        )
+    except Exception as error:  # theirs are of many kinds
+        line = " ".join(str(error).split())[:200]
+        raise FtlibError(f"{path.name}/ cannot be loaded ({line}); export it again") from None
+    model, loaded = found
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[kind]:
+            told = f"{kind.replace('_keys', '')} tensors, such as {sorted(map(str, loaded[kind]))[0]}"
+            raise FtlibError(f"{path.name}/ has {len(loaded[kind])} {told}; export it again")
+    return model, tokenizer
+
+
+def _check_tokenizer(path: Path, tokenizer: Any, expected: Answers, date: str) -> None:
+    from ftlib.dataset import harmony
+
+    tokenizer.chat_template = harmony.pin_date(tokenizer.chat_template or "", date)
+    if _written(tokenizer) != expected.written:
+        told = "its tokenizer or chat template writes a conversation in another way than the model learned"
+        raise FtlibError(f"{path.name}/: {told}; save the base's tokenizer there")
+
+
+def _tensors(path: Path) -> dict[str, str]:
+    """The dtypes of all tensors by name, from the headers of the files."""
+    from safetensors import SafetensorError, safe_open
+
+    shards = sorted(path.glob("*.safetensors"))
+    if not shards:
+        raise FtlibError(f"found no .safetensors file in {path.name}/, expected a model's; export it again")
+    dtypes: dict[str, str] = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, "pt") as file:
+                dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise FtlibError(f"{path.name}/{shard.name} is not whole ({error}); export it again") from None
+    index = path / "model.safetensors.index.json"
+    if index.is_file() and (absent := sorted(set(_json(index)["weight_map"]) - set(dtypes))):
+        raise FtlibError(f"{path.name}/ lacks {absent[0]}, which {index.name} lists; export it again")
+    return dtypes
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise FtlibError(f"{file.parent.name}/{file.name} cannot be read ({type(error).__name__})") from None

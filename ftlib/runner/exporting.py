@@ -1,0 +1,57 @@
+"""`ftlib export`: the cells of notebook 06 that write one format, or that check a folder, without Jupyter."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+from ftlib.errors import FtlibError, nearest
+from ftlib.export import check
+from ftlib.runner import cells
+from ftlib.runner.execution import NOTEBOOKS
+from ftlib.session import manifest
+from ftlib.session.session import Session
+
+NOTEBOOK = f"{NOTEBOOKS[-1]}.ipynb"
+# The folder of each format, and what the cell that writes it leaves.
+FOLDERS = {"safetensors": ("merged", "distance"), "mxfp4": ("mxfp4", "packed_distance")}
+FORMATS = (*FOLDERS, "gguf")
+
+
+def write(session: Session, kind: str) -> list[Path]:
+    """Write the merged model as `kind`, one of `FORMATS`; returns the folder, or for GGUF the files.
+
+    GGUF is made of both folders, which are written first unless they are there.
+
+    Raises:
+        FtlibError: there is no finished adapter, the disk is too small, or the export is not the model it should be.
+    """
+    if kind not in FORMATS:
+        raise FtlibError(f"--to {kind}: found no such format; {nearest(kind, list(FORMATS))}")
+    manifest.verify(session.adapter_dir)
+    export, namespace = session.output_dir / "export", _namespace(session)
+    for name, (folder, variable) in FOLDERS.items():
+        if kind == name or (kind == "gguf" and not manifest.is_complete(export / folder)):
+            _run(variable, session, namespace)
+    if kind != "gguf":
+        return [export / FOLDERS[kind][0]]
+    return [file for _, file, _ in _run("gguf", session, namespace).values()]
+
+
+def compare(session: Session, folder: Path) -> float:
+    """Check anybody's folder against the run's base and adapter; returns how far a typical token's logits lie apart."""
+    if not folder.is_dir():
+        raise FtlibError(f"--check {folder}: found no such folder, expected one with a model's files")
+    check.files(folder)
+    manifest.verify(session.adapter_dir)
+    answers = _run("answers", session, _namespace(session))
+    return check.folder(folder, answers, session.profile.data.template_date)
+
+
+def _namespace(session: Session) -> dict[str, Any]:
+    return {"session": session, "profile": session.profile}
+
+
+def _run(variable: str, session: Session, namespace: dict[str, Any]) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):  # what the cells print is for a reader of the notebook
+        return cells.run(variable, session.project_root / "notebooks" / NOTEBOOK, namespace)
