@@ -15,7 +15,12 @@ from ftlib.dataset import harmony
 from ftlib.profiles import Profile
 from ftlib.session import hub_client
 
-WITH_A_MODEL = {"03_load_model": "model", "04_train_lora": "model", "05_push_and_infer": "base"}
+WITH_A_MODEL = {
+    "03_load_model": "model",
+    "04_train_lora": "model",
+    "05_push_and_infer": "base",
+    "06_export_and_serve": "base",
+}
 
 
 def keywords(call: ast.Call) -> dict[str | None, str]:
@@ -94,7 +99,7 @@ def test_every_notebook_that_renders_pins_the_date(notebooks: Any, name: str) ->
         and ast.unparse(node).startswith("tokenizer.chat_template = harmony.pin_date(")
         and ast.unparse(node).endswith(", profile.data.template_date)")
     ]
-    rendering = ("apply_chat_template", "pipeline", "generate_reply", "evaluate", "token_lengths", "SFTTrainer")
+    rendering = ("apply_chat_template", "pipeline", "generate_reply", "evaluate", "token_lengths", "SFTTrainer", "ask")
     uses = [call.lineno for ending in rendering for call in notebooks.calls(name, ending)]
     assert len(pins) == 1
     assert pins[0] < min(uses)

@@ -120,6 +120,13 @@ def test_the_trained_model_answers_alike_in_every_format(walkthrough: Project) -
     assert engines["llama.cpp, MXFP4"]["bytes"] < engines["llama.cpp, f32"]["bytes"] / 3
 
 
+def test_an_export_is_checked_from_the_command_line(walkthrough: Project) -> None:
+    folder = f"{OUTPUT}/export/mxfp4"
+    assert f"{folder} is the model of {OUTPUT}/adapter: logits lie" in ftlib(
+        "export", "--check", folder, folder=walkthrough.root
+    )
+
+
 def test_weights_are_of_the_pinned_commit_and_each_was_counted_once(walkthrough: Project) -> None:
     """The Hub's main has moved on, and a folder of the repository holds weights for other programs."""
     cache = walkthrough.root / OUTPUT / "huggingface/hub/models--rehearsal--gpt-oss-tiny"

@@ -108,7 +108,7 @@ def test_a_finished_run_stays_and_the_next_goes_to_a_new_folder(project: Path, m
     for expected in ("outputs/mine", "outputs/run-2/mine", "outputs/run-3/mine"):
         folder = run(profile="mine.toml")
         assert folder == project / expected
-        records.write(folder / "records", "05_push_and_infer", {"finished": expected})
+        records.write(folder / "records", execution.NOTEBOOKS[-1], {"finished": expected})
     asked_for = project / "outputs/mine"
     assert run(profile="mine.toml", resume=False) == run("01_setup", profile="mine.toml") == asked_for
 
