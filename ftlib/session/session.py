@@ -229,7 +229,7 @@ def _damaged_cache(error: BaseException) -> str:
     kind = type(error).__name__
     modules = {str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)}
     of_rows = any(name.startswith("datasets.") for name in modules)
-    of_model = any(name.startswith(("transformers.", "huggingface_hub.")) for name in modules)
+    of_model = any(name.startswith(("transformers.", "huggingface_hub.", "peft.")) for name in modules)
     of_model &= kind != "OSError"  # it has many meanings
     if kind not in UNREADABLE or not (of_rows or of_model):
         return ""
