@@ -56,6 +56,15 @@ def save_an_adapter(folder: Path, merged: Merged) -> None:
     get_peft_model(copy.deepcopy(merged.model), LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
 
 
+def take_another_models_tokenizer(folder: Path, merged: Merged) -> None:
+    """One with the same words under other numbers."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    (first, one), (second, two) = [(word, number) for word, number in words.items() if word in ("a", "e")]
+    words |= {first: two, second: one}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def cut(folder: Path, merged: Merged) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -92,6 +101,7 @@ def list_a_shard_that_is_not_there(folder: Path, merged: Merged) -> None:
         (text("chat_template.jinja", "<|channel|>final", "<|channel|>answer"), "its tokenizer or chat template writes"),
         (text("chat_template.jinja", "developer", "system"), "its tokenizer or chat template writes"),
         (text("tokenizer.json", '"a": ', '"a_": '), r"cannot be loaded|its tokenizer or chat template writes"),
+        (take_another_models_tokenizer, "its tokenizer or chat template writes"),
         (text("config.json", '"model_type": "gpt_oss"', '"model_type": "gpt_'), r"config\.json cannot be read"),
         (lambda folder, merged: (folder / "model.safetensors").unlink(), r"found no \.safetensors file in merged/"),
         (lambda folder, merged: (folder / "config.json").unlink(), r"config\.json cannot be read \(FileNotFoundError"),
