@@ -1,6 +1,7 @@
 """A real server, asked by the official client; and what ends it."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+import yaml
 from helpers import ROOT
 from transformers import PreTrainedTokenizerFast
 
@@ -46,7 +48,9 @@ def test_chat_tells_reasoning_from_answer_and_streams_the_same(client: openai.Op
 
 
 def test_responses_and_reasoning_effort_are_understood(client: openai.OpenAI) -> None:
-    answer = client.responses.create(model="local", input="What is the capital of Portugal?", max_output_tokens=128)
+    answer = client.responses.create(
+        model="local", input="What is the capital of Portugal?", max_output_tokens=128, temperature=0
+    )
     assert [item.type for item in answer.output] == ["reasoning", "message"]
     assert client.chat.completions.create(model="local", messages=QUESTION, reasoning_effort="low", max_tokens=8)
 
@@ -98,3 +102,13 @@ def test_template_writes_a_given_date(shipped_tokenizer: PreTrainedTokenizerFast
     assert "strftime_now(" not in template
     assert "'2025-08-05'" in template
     assert serve.dated(template, "") == template
+
+
+def test_files_for_other_servers_name_what_notebook_06_writes(notebooks: Any) -> None:
+    cells = "\n".join(notebooks.cells("06_export_and_serve"))
+    assert re.findall(r"^FROM \./(.+)$", (ROOT / "docs/serving/Modelfile").read_text(), re.MULTILINE) == ["mxfp4.gguf"]
+    (service,) = yaml.safe_load((ROOT / "docs/serving/compose.yml").read_text())["services"].values()
+    assert service["volumes"] == ["./mxfp4:/model:ro"]
+    assert all(f'export / "{name}"' in cells for name in ("mxfp4", "mxfp4.gguf"))
+    assert service["ports"] == ["127.0.0.1:8000:8000"], "others on the network are not to reach it"
+    assert re.fullmatch(r"vllm/vllm-openai:v\d+\.\d+\.\d+", service["image"])
