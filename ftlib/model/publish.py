@@ -28,13 +28,20 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
 def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
-    """List the files of a saved adapter that go up to the Hub: index file, column bytes.
-
-    Raises:
-        FtlibError: one of them is missing or has changed since it was saved, or the profile is not the adapter's.
-    """
+    """List the files of a saved adapter that go up to the Hub, once checked: index file, column bytes."""
     import pandas as pd
 
+    check_adapter(adapter_dir, profile)
+    sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
+    return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()
+
+
+def check_adapter(adapter_dir: Path, profile: Profile) -> None:
+    """Check that a saved adapter is whole and the profile's.
+
+    Raises:
+        FtlibError: a file is missing or has changed since it was saved, or the profile is not the adapter's.
+    """
     missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
     if missing:
         raise FtlibError(f"{adapter_dir.name}/ lacks {missing}; run 04_train_lora.ipynb to its end first")
@@ -47,8 +54,6 @@ def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
         found = f"{adapter_dir.name}/README.md: byte {error.start} is no UTF-8 text, which a model card has to be"
         raise FtlibError(f"{found}; correct it, or {AGAIN}") from None
     _check_profile(adapter_dir, profile)
-    sizes = {name: (adapter_dir / name).stat().st_size for name in ADAPTER_FILES}
-    return pd.Series(sizes, name="bytes").rename_axis("file").to_frame()
 
 
 def _check_profile(adapter_dir: Path, profile: Profile) -> None:

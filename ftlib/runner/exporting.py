@@ -7,9 +7,9 @@ from typing import Any
 
 from ftlib.errors import FtlibError, nearest
 from ftlib.export import check
+from ftlib.model import publish
 from ftlib.runner import cells
 from ftlib.runner.execution import NOTEBOOKS
-from ftlib.session import manifest
 from ftlib.session.session import Session
 
 NOTEBOOK = f"{NOTEBOOKS[-1]}.ipynb"
@@ -21,21 +21,20 @@ FORMATS = (*FOLDERS, "gguf")
 def write(session: Session, kind: str) -> list[Path]:
     """Write the merged model as `kind`, one of `FORMATS`; returns the folder, or for GGUF the files.
 
-    GGUF is made of both folders, which are written first unless they are there.
+    GGUF is made of both folders, which are written first.
 
     Raises:
         FtlibError: there is no finished adapter, the disk is too small, or the export is not the model it should be.
     """
     if kind not in FORMATS:
         raise FtlibError(f"--to {kind}: found no such format; {nearest(kind, list(FORMATS))}")
-    manifest.verify(session.adapter_dir)
-    export, namespace = session.output_dir / "export", _namespace(session)
-    for name, (folder, variable) in FOLDERS.items():
-        if kind == name or (kind == "gguf" and not manifest.is_complete(export / folder)):
-            _run(variable, session, namespace)
-    if kind != "gguf":
-        return [export / FOLDERS[kind][0]]
-    return [file for _, file, _ in _run("gguf", session, namespace).values()]
+    publish.check_adapter(session.adapter_dir, session.profile)
+    namespace = _namespace(session)
+    for name in FOLDERS if kind == "gguf" else [kind]:
+        _run(FOLDERS[name][1], session, namespace)
+    if kind == "gguf":
+        return [file for _, file, _ in _run("gguf", session, namespace).values()]
+    return [session.output_dir / "export" / FOLDERS[kind][0]]
 
 
 def compare(session: Session, folder: Path) -> float:
@@ -43,7 +42,7 @@ def compare(session: Session, folder: Path) -> float:
     if not folder.is_dir():
         raise FtlibError(f"--check {folder}: found no such folder, expected one with a model's files")
     check.files(folder)
-    manifest.verify(session.adapter_dir)
+    publish.check_adapter(session.adapter_dir, session.profile)
     answers = _run("answers", session, _namespace(session))
     return check.folder(folder, answers, session.profile.data.template_date)
 

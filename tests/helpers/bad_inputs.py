@@ -81,7 +81,7 @@ COMMANDS = [
     Case("no such notebook here", ("found no notebooks/01_setup.ipynb; run this in the project's folder",), ("run", "01_setup", "--output-root", "empty"), circumstance=("lose", "notebooks/01_setup.ipynb")),
     Case("report of nothing", ("no executed notebooks of mine were found; run `ftlib run` first",), ("report", "--profile", "mine.toml", "--output-root", "empty")),
     Case("unknown format", ("--to ggu: found no such format; did you mean 'gguf'?",), ("export", "--to", "ggu")),
-    Case("export of nothing", ("found no manifest.json in adapter/, so it is not finished",), ("export", "--profile", "mine.toml", "--output-root", "empty")),
+    Case("export of nothing", ("lacks ['adapter_config.json'", "run 04_train_lora.ipynb to its end first"), ("export", "--profile", "mine.toml", "--output-root", "empty")),
     Case("no folder to check", ("--check nowhere: found no such folder, expected one with a model's files",), ("export", "--check", "nowhere")),
     Case("an adapter is no export", ("mine/ holds an adapter, expected a merged model; call `merge_and_unload` first",), ("export", "--check", "mine"), files={"mine/adapter_config.json": "{}"}),
     Case("nothing to serve", ("found no mxfp4.gguf in export/; run `ftlib export --to gguf` first",), ("serve", "--profile", "mine.toml")),
