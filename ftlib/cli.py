@@ -146,13 +146,15 @@ def serve(
     output_root: OutputRoot = "outputs",
     file: Annotated[Path | None, typer.Option(help="A GGUF file; without it, the run's in MXFP4.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8000,
+    context: Annotated[int, typer.Option(min=64, help="The longest conversation, in tokens.")] = 2048,
 ) -> None:
     """Serve an exported model through an API as OpenAI's, until Ctrl-C; the key may be given as FTLIB_SERVE_KEY."""
-    from ftlib.export.serve import Server
+    from ftlib.export.serve import KEY, Server
 
     export = project_root() / output_root / profiles.load(profile).name / "export"
-    server = Server(file or export / "mxfp4.gguf", port=port)
-    print(f"OPENAI_BASE_URL={server.base_url}\nOPENAI_API_KEY={server.api_key}", flush=True)
+    server = Server(file or export / "mxfp4.gguf", port=port, context=context)
+    key = f"${KEY}" if os.environ.get(KEY) else server.api_key
+    print(f"OPENAI_BASE_URL={server.base_url}\nOPENAI_API_KEY={key}", flush=True)
     server.wait()
 
 

@@ -18,9 +18,10 @@ PROBE = [
 ]
 WHOLE = [*PROBE, {"role": "assistant", "thinking": "Une question facile.", "content": "It is Canberra."}]
 NEW_TOKENS = 32
-# How far the typical token's logits may lie from those of the exported model, as a share of the largest: in the same
-# dtype, and packed in MXFP4, which leaves four bits of an adapted weight.
-TOLERANCE, PACKED_TOLERANCE = 0.05, 0.15
+# How far the typical token's logits may lie from those of the exported model, as a share of what the adapter moved: in
+# float32, and where rounding is coarser, as in bfloat16 and in MXFP4. Of a lost adapter it is all of that.
+TOLERANCE, COARSE_TOLERANCE = 0.1, 0.5
+DTYPES = ("float32", "bfloat16", "float16")
 REPAIR = "save it with `save_pretrained(folder, save_original_format=False)`"
 
 
@@ -53,12 +54,18 @@ def _written(tokenizer: Any) -> list[list[int]]:
     return [list(prompt), list(tokenizer.apply_chat_template(WHOLE, return_dict=False))]
 
 
-def folder(path: Path, expected: Answers, date: str, device: str = "cpu") -> float:
-    """Check a folder against the answers of the model that was exported; returns the typical distance of the logits.
+def distance(one: Answers, other: Answers) -> float:
+    """How far the logits of a typical token lie apart."""
+    return (one.logits - other.logits).abs().amax(dim=-1).median().item()
+
+
+def folder(path: Path, expected: Answers, untrained: Answers, date: str, device: str = "cpu") -> float:
+    """Check a folder against the answers of the model that was exported; returns the distance of the logits.
 
     Args:
         path: the exported folder.
         expected: what `ask` found, with the tokenizer of the base and its template pinned to `date`.
+        untrained: the same of the base without its adapter.
         date: the day that the template writes.
         device: where the model is loaded.
 
@@ -68,13 +75,14 @@ def folder(path: Path, expected: Answers, date: str, device: str = "cpu") -> flo
     files(path)
     model, tokenizer = load(path, device)
     _check_tokenizer(path, tokenizer, expected, date)
-    found = ask(model, tokenizer)
-    distance = (found.logits - expected.logits).abs().amax(dim=-1).median().item()
-    tolerance = (PACKED_TOLERANCE if is_packed(path) else TOLERANCE) * expected.logits.abs().max().item()
-    if not distance <= tolerance:  # so that NaN is refused, too
-        told = f"the typical token's logits lie {distance:.2g} apart, expected at most {tolerance:.2g}"
+    found, is_exact = ask(model, tokenizer), str(model.dtype) == "torch.float32" and not is_packed(path)
+    apart, moved = distance(found, expected), distance(untrained, expected)
+    tolerance = (TOLERANCE if is_exact else COARSE_TOLERANCE) * moved
+    if not apart <= tolerance or (is_exact and found.reply != expected.reply):  # so that NaN is refused, too
+        told = f"the typical token's logits lie {apart:.2g} apart, expected at most {tolerance:.2g}"
+        told += f", and the base's own lie {moved:.2g} away"
         raise FtlibError(f"{path.name}/ answers differently from the model that was exported: {told}; export it again")
-    return distance
+    return apart
 
 
 def files(path: Path) -> None:
@@ -92,6 +100,9 @@ def files(path: Path) -> None:
         raise FtlibError(f"{path.name}/: {found}: loaded again, the experts would be random; {REPAIR}")
     if packed and "quantization_config" not in config:
         raise FtlibError(f"{path.name}/config.json lacks quantization_config, and the experts are packed; {REPAIR}")
+    if "quantization_config" in config and not packed:
+        found = "config.json has quantization_config, and no tensor is packed"
+        raise FtlibError(f"{path.name}/: {found}: servers would look for packed experts; remove it there, or {REPAIR}")
     if lora := [name for name in dtypes if "lora_" in name]:
         raise FtlibError(f"{path.name}/ holds adapter tensors such as {lora[0]}; call `merge_and_unload` before saving")
 
@@ -108,7 +119,11 @@ def load(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
     from transformers.utils.quantization_config import Mxfp4Config
 
     quantization = {"quantization_config": Mxfp4Config(dequantize=True)} if is_packed(path) else {}
-    dtype = getattr(torch, _json(path / "config.json").get("dtype") or "bfloat16")
+    config = _json(path / "config.json")
+    named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    if named not in DTYPES:
+        raise FtlibError(f"{path.name}/config.json: found dtype {named!r}, expected one of {', '.join(DTYPES)}")
+    dtype = getattr(torch, named)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -156,7 +171,10 @@ def _tensors(path: Path) -> dict[str, str]:
         except SafetensorError as error:
             raise FtlibError(f"{path.name}/{shard.name} is not whole ({error}); export it again") from None
     index = path / "model.safetensors.index.json"
-    if index.is_file() and (absent := sorted(set(_json(index)["weight_map"]) - set(dtypes))):
+    listed = _json(index).get("weight_map") if index.is_file() else {}
+    if not isinstance(listed, dict):
+        raise FtlibError(f"{path.name}/{index.name} has no weight_map, expected each tensor's file; export it again")
+    if absent := sorted(set(listed) - set(dtypes)):
         raise FtlibError(f"{path.name}/ lacks {absent[0]}, which {index.name} lists; export it again")
     return dtypes
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import mxfp4
 from ftlib.session import manifest
@@ -27,11 +29,30 @@ def replacing(folder: Path, size: float) -> Iterator[Path]:
 
     A kill before that leaves what was there. An FtlibError says that the disk has too little room.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    disk = shutil.disk_usage(folder.parent)
+    with _alone(folder, size):
+        yield from _replacing(folder)
+
+
+@contextlib.contextmanager
+def _alone(target: Path, size: float) -> Iterator[None]:
+    """Let nobody else write beside a file or folder, if there is room for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(target.parent)
     if disk.total and disk.free < size:  # a mounted volume may know no sizes
-        found = f"{folder.name}/ takes {size / 1e9:.1f} GB, and the disk has {disk.free / 1e9:.1f} GB free"
+        found = f"{target.name} takes {size / 1e9:.1f} GB, and the disk has {disk.free / 1e9:.1f} GB free"
         raise FtlibError(f"{found}; make room, or name another output_root")
+    lock = FileLock(target.parent.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FtlibError(f"another process is writing to {target.parent.name}/; wait until it has ended") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _replacing(folder: Path) -> Iterator[Path]:
     unfinished, earlier = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
     if earlier.exists() and not folder.exists():  # a kill came between the two renames below
         earlier.rename(folder)
@@ -114,10 +135,14 @@ def save_gguf(folder: Path, file: Path, kind: str) -> None:
     kinds = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "auto": "GUESSED"}
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     unfinished = file.with_suffix(".part")
-    with _quiet_converter(TextModel), torch.inference_mode():
-        converter: Any = get_model_class(architecture)
-        converter(folder, getattr(gguf.LlamaFileType, kinds[kind]), unfinished, eager=True).write()
-    unfinished.replace(file)
+    size = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
+    try:
+        with _alone(file, size), _quiet_converter(TextModel), torch.inference_mode():
+            converter: Any = get_model_class(architecture)
+            converter(folder, getattr(gguf.LlamaFileType, kinds[kind]), unfinished, eager=True).write()
+            unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

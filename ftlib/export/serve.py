@@ -3,11 +3,11 @@
 Run as a program, this file is the server: it tells its address, and ends with its standard input.
 """
 
-import contextlib
 import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,8 +43,17 @@ class Server:
             FtlibError: there is no such file, or llama.cpp does not take it.
         """
         if not file.is_file():
-            raise FtlibError(f"found no {file.name} in {file.parent.name}/; run `ftlib export --to gguf` first")
+            raise FtlibError(
+                f"found no {file.name} in {file.resolve().parent.name}/; run `ftlib export --to gguf` first"
+            )
         self.api_key = os.environ.get(KEY) or secrets.token_urlsafe(24)
+        if not re.fullmatch(r"[!-~]{8,200}", self.api_key):
+            raise FtlibError(f"{KEY} is no key: expected 8 to 200 letters, digits and signs without blanks")
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise FtlibError(f"port {port} cannot be used ({error.strerror}); name another one") from None
         settings = {"file": str(file), "template": dated(template, date), "port": port, "context": context}
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, json.dumps(settings)],
@@ -59,13 +68,16 @@ class Server:
         self.base_url = f"{address}/v1"
         if not address:
             self.close()
-            raise FtlibError(f"llama.cpp cannot serve {file.name}: it is no whole GGUF file, or the port is taken")
+            raise FtlibError(f"llama.cpp cannot serve {file.name}; is it a whole GGUF file of a model?")
 
     def wait(self) -> None:
-        """Serve until Ctrl-C."""
-        with contextlib.suppress(KeyboardInterrupt):
-            self._process.wait()
-        self.close()
+        """Serve until Ctrl-C; an FtlibError if the server ends by itself."""
+        try:
+            code = self._process.wait()
+        except KeyboardInterrupt:
+            self.close()
+            return
+        raise FtlibError(f"the server has ended by itself (code {code}); is there too little memory?")
 
     def close(self) -> None:
         """Stop it, also while it answers."""
@@ -99,7 +111,7 @@ def _serve(file: str, template: str, port: int, context: int) -> None:
     settings.model.path, settings.chat_template = file, template
     settings.port, settings.api_keys = port, [os.environ[KEY]]
     settings.n_ctx, settings.n_parallel = context * SLOTS, SLOTS
-    settings.warmup = False
+    settings.warmup, settings.model_alias = False, {"local"}  # or it would tell the file's path
     settings.cpuparams.n_threads = 1 if Path(file).stat().st_size < SMALL_BYTES else os.cpu_count() or 1
     server = xllamacpp.Server(settings)
     print(server.listening_address, flush=True)

@@ -16,12 +16,12 @@ LARGEST_EXPONENT = 2  # of the largest magnitude, 6
 def _encode(groups: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     """Codes 0 to 15 of values in blocks `[..., BLOCK]`, given each block's exponent `[..., 1]`."""
     scaled = (groups * torch.exp2(-exponent)).contiguous()
-    return torch.bucketize(scaled.abs(), MIDPOINTS) + 8 * (scaled < 0)
+    return torch.bucketize(scaled.abs(), MIDPOINTS.to(groups.device)) + 8 * (scaled < 0)
 
 
 def _decode(codes: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     sign = 1.0 - 2.0 * (codes >= 8)
-    return sign * MAGNITUDES[codes % 8] * torch.exp2(exponent)
+    return sign * MAGNITUDES.to(codes.device)[codes % 8] * torch.exp2(exponent)
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,10 +41,12 @@ def compare(session: Session, folder: Path) -> float:
     """Check anybody's folder against the run's base and adapter; returns how far a typical token's logits lie apart."""
     if not folder.is_dir():
         raise FtlibError(f"--check {folder}: found no such folder, expected one with a model's files")
+    folder = folder.resolve()  # "." has no name
     check.files(folder)
     publish.check_adapter(session.adapter_dir, session.profile)
-    answers = _run("answers", session, _namespace(session))
-    return check.folder(folder, answers, session.profile.data.template_date)
+    namespace = _namespace(session)
+    answers = _run("answers", session, namespace)
+    return check.folder(folder, answers, namespace["untrained"], session.profile.data.template_date)
 
 
 def _namespace(session: Session) -> dict[str, Any]:

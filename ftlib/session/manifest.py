@@ -65,8 +65,8 @@ def _leads_out(name: str) -> bool:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    with path.open("rb") as file:  # of weights that may not fit into memory a second time
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
 def _flush(path: Path) -> None:

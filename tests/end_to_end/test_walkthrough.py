@@ -142,8 +142,8 @@ def test_it_writes_these_files_and_no_others_and_prints_the_result(walkthrough: 
     )}  # fmt: skip
     assert written == {
         ".": {
-            "adapter", "checkpoints", "export", "hub", "huggingface", "notebooks", "profile.json", "records", "report",
-            "trackio", "training.lock",
+            "adapter", "checkpoints", "export", "export.lock", "hub", "huggingface", "notebooks", "profile.json",
+            "records", "report", "trackio", "training.lock",
         },
         "records": {f"{name}.json" for name in NOTEBOOKS},
         "notebooks": {f"{name}.ipynb" for name in NOTEBOOKS},

@@ -22,6 +22,7 @@ class Merged(NamedTuple):
     model: GptOssForCausalLM
     adapted: list[str]
     answers: check.Answers
+    untrained: check.Answers  # what the base answers
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def merged(base_model: GptOssForCausalLM, with_adapter: Any, tokenizer: PreTrain
                 parameter.normal_(std=0.02)
     adapted = adapters.adapted_expert_tensors(adapted_model)
     model = adapted_model.merge_and_unload()
-    return Merged(model, adapted, check.ask(model, tokenizer))
+    return Merged(model, adapted, check.ask(model, tokenizer), check.ask(base_model, tokenizer))
 
 
 @pytest.fixture(scope="session")

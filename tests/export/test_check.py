@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ftlib.rehearsal import ASSETS
 
 @pytest.mark.parametrize(("layout", "distance"), [("merged", 1e-6), ("mxfp4", 1.0)])
 def test_export_is_the_model_that_it_came_from(layout: str, distance: float, exported: Path, merged: Merged) -> None:
-    assert check.folder(exported / layout, merged.answers, DATE) <= distance
+    assert check.folder(exported / layout, merged.answers, merged.untrained, DATE) <= distance
     assert check.is_packed(exported / layout) == (layout == "mxfp4")
 
 
@@ -70,6 +71,23 @@ def cut(folder: Path, merged: Merged) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _only_biases(
+    loaded: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {name: change(tensor) for name, tensor in loaded.items() if "experts" in name and name.endswith("_bias")}
+
+
+def lose_the_adapter(folder: Path, merged: Merged) -> None:
+    """The base itself, in four bits, where more rounding is allowed."""
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(ASSETS / "model" / name, folder)
+
+
+def claim_to_be_packed(folder: Path, merged: Merged) -> None:
+    base, config = (json.loads((path / "config.json").read_text()) for path in (ASSETS / "model", folder))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": base["quantization_config"]}))
+
+
 def forget_how_it_is_packed(folder: Path, merged: Merged) -> None:
     formats.save_mxfp4(merged.model, ASSETS / "model", merged.adapted, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -96,6 +114,11 @@ def list_a_shard_that_is_not_there(folder: Path, merged: Merged) -> None:
         (tensors(lambda loaded: loaded.update({"x": torch.zeros(1)})), "has 1 unexpected tensors, such as x"),
         (tensors(lambda loaded: loaded["lm_head.weight"].fill_(torch.nan)), "answers differently"),
         (cut, r"model\.safetensors is not whole"),
+        (tensors(lambda loaded: loaded.update(_only_biases(loaded, torch.zeros_like))), "answers differently"),
+        (lose_the_adapter, "answers differently from the model that was exported: .* and the base's own lie"),
+        (claim_to_be_packed, "config.json has quantization_config, and no tensor is packed"),
+        (text("config.json", '"dtype": "float32"', '"dtype": "auto"'), "found dtype 'auto', expected one of float32"),
+        (lambda folder, merged: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
         (forget_how_it_is_packed, r"config\.json lacks quantization_config, and the experts are packed"),
         (list_a_shard_that_is_not_there, r"lacks model\.norm\.bias, which model\.safetensors\.index\.json lists"),
         (text("chat_template.jinja", "<|channel|>final", "<|channel|>answer"), "its tokenizer or chat template writes"),
@@ -110,7 +133,7 @@ def list_a_shard_that_is_not_there(folder: Path, merged: Merged) -> None:
 def test_lost_model_is_named(damage: Callable[[Path, Merged], Any], says: str, folder: Path, merged: Merged) -> None:
     damage(folder, merged)
     with pytest.raises(FtlibError, match=says) as raised:
-        check.folder(folder, merged.answers, DATE)
+        check.folder(folder, merged.answers, merged.untrained, DATE)
     assert len(str(raised.value).splitlines()) == 1
     assert str(folder.parent) not in str(raised.value)
 

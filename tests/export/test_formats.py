@@ -39,7 +39,7 @@ def test_gguf_is_written_whole_or_not_at_all(
         patched.setattr("gguf.GGUFWriter.write_tensors_to_file", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             formats.save_gguf(exported / "merged", file, "q8_0")
-    assert not file.exists()
+    assert list(tmp_path.iterdir()) == []
     formats.save_gguf(exported / "merged", file, "q8_0")
     assert file.read_bytes()[:4] == b"GGUF"
     assert capfd.readouterr() == ("", "")
@@ -84,9 +84,17 @@ def test_kill_at_any_moment_loses_nothing_that_was_finished(
     assert (folder / "weights").read_text() == "fourth"
 
 
+def test_two_exports_do_not_write_at_once(tmp_path: Path) -> None:
+    with (
+        formats.replacing(tmp_path / "export/merged", 1),
+        pytest.raises(FtlibError, match=r"^another process is writing to export/; wait until it has ended$"),
+    ):
+        write(tmp_path / "export/mxfp4", "")
+
+
 def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10**12, free=10**9))
-    with pytest.raises(FtlibError, match=r"^merged/ takes 42\.0 GB, and the disk has 1\.0 GB free; make room"):
+    with pytest.raises(FtlibError, match=r"^merged takes 42\.0 GB, and the disk has 1\.0 GB free; make room"):
         write(tmp_path / "merged", "", 42e9)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, free=0))

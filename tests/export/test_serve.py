@@ -76,10 +76,31 @@ def test_of_twenty_requests_at_once_none_is_lost_also_after_one_was_cancelled(cl
 
 def test_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
-    with pytest.raises(FtlibError, match=r"^llama\.cpp cannot serve broken\.gguf"):
+    with pytest.raises(FtlibError, match=r"^llama\.cpp cannot serve broken\.gguf; is it a whole GGUF file"):
         serve.Server(tmp_path / "broken.gguf")
     with pytest.raises(FtlibError, match=r"^found no none\.gguf in .*; run `ftlib export --to gguf` first$"):
         serve.Server(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize("key", ["        ", "short", "x" * 300, "with a blank", "line\nline"])
+def test_key_that_no_client_could_send_is_refused(key: str, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(serve.KEY, key)
+    with pytest.raises(FtlibError, match=r"^FTLIB_SERVE_KEY is no key: expected 8 to 200 letters"):
+        serve.Server(gguf)
+
+
+def test_port_in_use_is_named(server: serve.Server, gguf: Path) -> None:
+    port = int(server.base_url.split(":")[2].split("/")[0])
+    with pytest.raises(FtlibError, match=rf"^port {port} cannot be used \(Address already in use\); name another one$"):
+        serve.Server(gguf, port=port)
+
+
+def test_server_that_ends_by_itself_is_an_error(gguf: Path) -> None:
+    running = serve.Server(gguf)
+    running._process.kill()
+    with pytest.raises(FtlibError, match=r"^the server has ended by itself \(code -9\)"):
+        running.wait()
+    running.close()
 
 
 def test_server_ends_with_whoever_started_it(gguf: Path) -> None:

@@ -85,7 +85,7 @@ COMMANDS = [
     Case("no folder to check", ("--check nowhere: found no such folder, expected one with a model's files",), ("export", "--check", "nowhere")),
     Case("an adapter is no export", ("mine/ holds an adapter, expected a merged model; call `merge_and_unload` first",), ("export", "--check", "mine"), files={"mine/adapter_config.json": "{}"}),
     Case("nothing to serve", ("found no mxfp4.gguf in export/; run `ftlib export --to gguf` first",), ("serve", "--profile", "mine.toml")),
-    Case("no GGUF file", ("llama.cpp cannot serve rows.gguf: it is no whole GGUF file, or the port is taken",), ("serve", "--file", "rows.gguf"), files={"rows.gguf": "rows"}),
+    Case("no GGUF file", ("llama.cpp cannot serve rows.gguf; is it a whole GGUF file of a model?",), ("serve", "--file", "rows.gguf"), files={"rows.gguf": "rows"}),
     Case("push of nothing", ("lacks ['adapter_config.json'", "run 04_train_lora.ipynb to its end first"), (*PUSH, "--output-root", "empty")),
 ]  # fmt: skip
 
