@@ -18,9 +18,9 @@ PROBE = [
 ]
 WHOLE = [*PROBE, {"role": "assistant", "thinking": "Une question facile.", "content": "It is Canberra."}]
 NEW_TOKENS = 32
-# How far the typical token's logits may lie from those of the exported model, as a share of what the adapter moved: in
-# float32, and where rounding is coarser, as in bfloat16 and in MXFP4. Of a lost adapter it is all of that.
-TOLERANCE, COARSE_TOLERANCE = 0.1, 0.5
+# How far the typical token's logits may lie from those of the exported model: in float32 a share of what the adapter
+# moved; where rounding is coarser, as in bfloat16 and MXFP4, a share of the largest logit, and less than to the base.
+TOLERANCE, COARSE_TOLERANCE = 0.1, 0.15
 DTYPES = ("float32", "bfloat16", "float16")
 REPAIR = "save it with `save_pretrained(folder, save_original_format=False)`"
 
@@ -76,11 +76,14 @@ def folder(path: Path, expected: Answers, untrained: Answers, date: str, device:
     model, tokenizer = load(path, device)
     _check_tokenizer(path, tokenizer, expected, date)
     found, is_exact = ask(model, tokenizer), str(model.dtype) == "torch.float32" and not is_packed(path)
-    apart, moved = distance(found, expected), distance(untrained, expected)
-    tolerance = (TOLERANCE if is_exact else COARSE_TOLERANCE) * moved
+    apart, from_base = distance(found, expected), distance(found, untrained)
+    if is_exact:
+        tolerance = TOLERANCE * distance(untrained, expected)
+    else:
+        tolerance = min(COARSE_TOLERANCE * expected.logits.abs().max().item(), from_base)
     if not apart <= tolerance or (is_exact and found.reply != expected.reply):  # so that NaN is refused, too
         told = f"the typical token's logits lie {apart:.2g} apart, expected at most {tolerance:.2g}"
-        told += f", and the base's own lie {moved:.2g} away"
+        told += f", and {from_base:.2g} from those of the base"
         raise FtlibError(f"{path.name}/ answers differently from the model that was exported: {told}; export it again")
     return apart
 
