@@ -194,13 +194,18 @@ class RealRun:
 
 
 def without_measures(values: Any) -> Any:
-    """A record without times and memory, which differ between two runs of the same."""
+    """A record without what differs between two runs of the same: times, memory, and what llama.cpp answers.
+
+    It answers several requests at once, and rounds by which of them meet.
+    """
     if isinstance(values, list):
         return [without_measures(value) for value in values]
     if not isinstance(values, dict):
         return values
     kept = {
-        key: value for key, value in values.items() if not key.endswith(("_s", "_seconds", "_per_second", "_bytes"))
+        key: value
+        for key, value in values.items()
+        if not key.endswith(("_s", "_seconds", "_per_second", "_bytes", "engines"))
     }
     return {key: without_measures(value) for key, value in kept.items()}
 
