@@ -7,14 +7,13 @@ from typing import Any
 from ftlib.azureml import files
 from ftlib.azureml.workspace import GRANT, SCOPE, SECRET, Workspace, explain, read_secret
 from ftlib.errors import FtlibError
+from ftlib.machine.doctor import OK, Check
 
-OK = "ok"
 WRITE_BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
 AZURE = "https://management.azure.com"
-Row = tuple[str, str, str]
 
 
-def rows(workspace: Workspace) -> list[Row]:
+def rows(workspace: Workspace) -> list[Check]:
     """Check, found and verdict, which is "ok" or what to do; without an answer from the first, no other is asked."""
     checks: dict[str, Callable[[Workspace], tuple[str, str]]] = {
         "signed in": _signed_in,
@@ -23,10 +22,10 @@ def rows(workspace: Workspace) -> list[Row]:
         "token in the Key Vault": _token,
         "role on the storage": _storage,
     }
-    found: list[Row] = []
+    found: list[Check] = []
     for name, check in checks.items():
-        found.append((name, *_answer(check, workspace)))
-        if found[-1][2] != OK and name in ("signed in", "workspace"):
+        found.append(Check(name, *_answer(check, workspace)))
+        if found[-1].verdict != OK and name in ("signed in", "workspace"):
             break
     return found
 
@@ -54,8 +53,7 @@ def _signed_in(workspace: Workspace) -> tuple[str, str]:
 
 
 def _workspace(workspace: Workspace) -> tuple[str, str]:
-    found = workspace.client.workspaces.get(workspace.client.workspace_name)
-    return f"{found.name} in {found.location}", OK
+    return f"{workspace.about.name} in {workspace.about.location}", OK
 
 
 def _machine(workspace: Workspace, size: str) -> tuple[str, str]:
@@ -84,7 +82,7 @@ def _token(workspace: Workspace) -> tuple[str, str]:
 
 def _storage(workspace: Workspace) -> tuple[str, str]:
     """Jobs read and write as their owner, so the owner's role counts, as Azure itself sums all assignments up."""
-    scope = str(workspace.client.workspaces.get(workspace.client.workspace_name).storage_account)
+    scope = str(workspace.about.storage_account)
     account = scope.rpartition("/")[2]
     if _may(workspace, scope, WRITE_BLOBS):
         return f"you may write to {account}", OK

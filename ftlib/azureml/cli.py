@@ -38,13 +38,14 @@ def validate(
 def check() -> None:
     """Ask Azure, and change nothing: are you signed in, is there quota, are the roles and the token there?"""
     from ftlib.azureml import check, workspace
+    from ftlib.machine.doctor import OK
 
     with workspace.azure_errors():
         rows = check.rows(workspace.connect())
     for name, found, verdict in rows:
-        told = f"ok, {found}" if verdict == check.OK else "; ".join(filter(None, (found, verdict)))
+        told = f"ok, {found}" if verdict == OK else "; ".join(filter(None, (found, verdict)))
         print(redact(f"{name:<36}{told}"))
-    raise typer.Exit(int(any(verdict != check.OK for _, _, verdict in rows)))
+    raise typer.Exit(int(any(verdict != OK for _, _, verdict in rows)))
 
 
 @app.command()
@@ -80,10 +81,10 @@ def submit(
         for path, own in settings.items():
             if resume:
                 workspace.check_same_profile(connected.ended(resume), path, own)
-            said = connected.submit(path, own)
-            print(redact(said), flush=True)
-            if follow and said.startswith("job "):
-                connected.follow(said.split()[1])
+            sent = connected.submit(path, own)
+            print(redact(sent.text), flush=True)
+            if follow and sent.job:
+                connected.follow(sent.job)
 
 
 @app.command()
@@ -118,7 +119,7 @@ def register(job: Annotated[str, typer.Argument(help="A job's name, as `ftlib az
 
     with workspace.azure_errors():
         connected = workspace.connect()
-        print(connected.submit(files.find("model"), connected.adapter_of(job)))
+        print(connected.submit(files.find("model"), connected.adapter_of(job)).text)
 
 
 @app.command()

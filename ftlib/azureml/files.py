@@ -140,8 +140,9 @@ def steps(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The commands of a job: of a pipeline each by its key, such as "jobs.train.", and of any other the job itself."""
     if schema(data) != "pipelineJob":
         return {"": data}
-    jobs = data.get("jobs") if isinstance(data.get("jobs"), dict) else {}
-    return {f"jobs.{name}.": step for name, step in (jobs or {}).items() if isinstance(step, dict)}
+    jobs = data.get("jobs")
+    found = jobs.items() if isinstance(jobs, dict) else ()
+    return {f"jobs.{name}.": step for name, step in found if isinstance(step, dict)}
 
 
 def to_rest(entity: Any) -> dict[str, Any]:

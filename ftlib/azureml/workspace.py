@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlib.azureml import files
 from ftlib.errors import FtlibError
@@ -53,6 +53,13 @@ def explain(error: Exception) -> str:
     return f"Azure answers: {line}; see docs/azure.md"
 
 
+class Sent(NamedTuple):
+    """What became of a file that was sent, in words; and the name of the job, if it is one."""
+
+    text: str
+    job: str = ""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A workspace as one person uses it: theirs are the jobs and computes that carry their id as a tag."""
@@ -66,6 +73,11 @@ class Workspace:
         payload = self.credential.get_token(SCOPE).token.split(".")[1]
         return dict(json.loads(base64.urlsafe_b64decode(payload + "==")))
 
+    @cached_property
+    def about(self) -> Any:
+        """The workspace itself: its region, and the ids of its Key Vault and its storage."""
+        return self.client.workspaces.get(self.client.workspace_name)
+
     @property
     def me(self) -> str:
         """The object id of whoever is signed in."""
@@ -75,29 +87,29 @@ class Workspace:
         """Whether a job, compute or endpoint was sent by `submit`, and by the person who is signed in."""
         return {"project": "ftlib", "owner": self.me}.items() <= (entity.tags or {}).items()
 
-    def submit(self, path: Path, changes: Mapping[str, Any]) -> str:
-        """Send what a file describes, with its owner's tag; returns what became of it, in words."""
+    def submit(self, path: Path, changes: Mapping[str, Any]) -> Sent:
+        """Send what a file describes, with its owner's tag."""
         data = files.read(path, changes)
         kind = files.LOADERS[files.schema(data)]
         if kind in ("load_environment", "load_model"):
             entity = files.load(path, changes)
             made = getattr(self.client, f"{kind.removeprefix('load_')}s").create_or_update(entity)
-            return f"{kind.removeprefix('load_')} {made.name}, version {made.version}"
+            return Sent(f"{kind.removeprefix('load_')} {made.name}, version {made.version}")
         tags = {f"tags.{key}": value for key, value in {"owner": self.me, **trained(path, data)}.items()}
         entity = files.load(path, {**changes, **tags})
         if kind == "load_job":
             job = self.client.jobs.create_or_update(entity)
-            return f"job {job.name} is {job.status}: {job.studio_url}"
+            return Sent(f"job {job.name} is {job.status}: {job.studio_url}", job.name)
         if kind == "load_compute":
             self._check_free(entity.name)
             compute = self.client.compute.begin_create_or_update(entity).result()
-            return f"compute {compute.name}, {compute.size}: {compute.provisioning_state}"
+            return Sent(f"compute {compute.name}, {compute.size}: {compute.provisioning_state}")
         if kind == "load_online_deployment":
             deployment = self.client.online_deployments.begin_create_or_update(entity).result()
             entity = self.client.online_endpoints.get(deployment.endpoint_name)
             entity.traffic = {deployment.name: 100}
         endpoint = self.client.online_endpoints.begin_create_or_update(entity).result()
-        return f"endpoint {endpoint.name}: {endpoint.scoring_uri}"
+        return Sent(f"endpoint {endpoint.name}: {endpoint.scoring_uri}")
 
     def _check_free(self, name: str) -> None:
         """Azure would overwrite a compute of the same name, whoever's it is."""
@@ -193,7 +205,7 @@ def read_secret(workspace: Workspace) -> str:
     from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
     from azure.keyvault.secrets import SecretClient
 
-    scope = str(workspace.client.workspaces.get(workspace.client.workspace_name).key_vault)
+    scope = str(workspace.about.key_vault)
     vault = scope.rpartition("/")[2]
     try:
         return str(SecretClient(f"https://{vault}.vault.azure.net", workspace.credential).get_secret(SECRET).value)
@@ -212,10 +224,8 @@ def read_secret(workspace: Workspace) -> str:
 def going_on_from(job: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a job begin with a copy of what an earlier one has left."""
     file = files.read(path, changes)
-    command, output = (
-        str(file.get("command", "")).strip(),
-        str(((file.get("outputs") or {}).get("run") or {}).get("path")),
-    )
+    command = str(file.get("command", "")).strip()
+    output = str(((file.get("outputs") or {}).get("run") or {}).get("path"))
     if "azure job run" not in command or JOB_NAME not in output:
         expected = f"a job whose command is `ftlib azure job run …` and whose outputs.run.path has {JOB_NAME}"
         raise FtlibError(f"{path.name}: --resume is for {expected}, such as walkthrough")
