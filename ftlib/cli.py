@@ -49,12 +49,23 @@ def run(
 
 
 @app.command()
-def push(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+def push(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    exported: Annotated[str | None, typer.Option(help="Push this export instead: safetensors or mxfp4.")] = None,
+) -> None:
     """Push a run's finished adapter to the Hub, as notebook 05 does; after a failure it may be repeated at any time."""
+    _run_folder(profile, output_root)
     session = ftlib.start(profile, output_root)
     from ftlib.model import publish
 
-    print(publish.push(session.profile, session.adapter_dir, session.command("push")))
+    if exported:
+        from ftlib.runner import exporting
+
+        folder, command = exporting.folder(session, exported), session.command(f"push --exported {exported}")
+        print(publish.push_export(session.profile, folder, command))
+    else:
+        print(publish.push(session.profile, session.adapter_dir, session.command("push")))
 
 
 @app.command()
@@ -121,10 +132,13 @@ def bench(
 def export(
     profile: Profile = "tiny",
     output_root: OutputRoot = "outputs",
-    to: Annotated[str, typer.Option(help="safetensors, mxfp4 or gguf.")] = "safetensors",
+    to: Annotated[str | None, typer.Option(help="safetensors, mxfp4 or gguf; by default safetensors.")] = None,
     check: Annotated[Path | None, typer.Option(help="Write nothing, and check this folder.")] = None,
 ) -> None:
     """Merge a run's adapter into its base and write one model, or check a folder; see notebook 06."""
+    if to and check:
+        raise FtlibError("found --to and --check together, expected one: --check writes nothing; drop one of them")
+    _run_folder(profile, output_root)
     session = ftlib.start(profile, output_root)
     from transformers.utils import logging
 
@@ -136,7 +150,7 @@ def export(
         distance = exporting.compare(session, check)
         print(f"{check} is the model of {session.relative(session.adapter_dir)}: logits lie {distance:.2g} apart")
         return
-    for written in exporting.write(session, to):
+    for written in exporting.write(session, to or "safetensors", Console()):
         print(execution.shown(written))
 
 
@@ -151,8 +165,8 @@ def serve(
     """Serve an exported model through an API as OpenAI's, until Ctrl-C; the key may be given as FTLIB_SERVE_KEY."""
     from ftlib.export.serve import KEY, Server
 
-    export = project_root() / output_root / profiles.load(profile).name / "export"
-    server = Server(file or export / "mxfp4.gguf", port=port, context=context)
+    file = file or _run_folder(profile, output_root) / "export/mxfp4.gguf"
+    server = Server(file, port=port, context=context)
     key = f"${KEY}" if os.environ.get(KEY) else server.api_key
     print(f"OPENAI_BASE_URL={server.base_url}\nOPENAI_API_KEY={key}", flush=True)
     server.wait()
@@ -163,7 +177,16 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
     """Write the HTML report of a run from its notebooks and records."""
     from ftlib.runner import execution, report
 
-    print(execution.shown(report.write(project_root() / output_root / profiles.load(profile).name)))
+    print(execution.shown(report.write(_run_folder(profile, output_root))))
+
+
+def _run_folder(profile: str, output_root: str) -> Path:
+    """The folder of a run that is there, so that a mistyped name does not make one."""
+    folder = project_root() / output_root / profiles.load(profile).name
+    if not folder.is_dir():
+        found = f"found no run in {output_root}/{folder.name}"
+        raise FtlibError(f"{found}; check --profile and --output-root, or run `ftlib run --profile {profile}` first")
+    return folder
 
 
 def main() -> None:

@@ -1,11 +1,14 @@
-"""Is an exported folder the model that it should be? Its files are looked at first, then it is loaded and asked."""
+"""Is an export the model that it should be? A folder's files are looked at first, then it is loaded and asked."""
 
 import json
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlib.errors import FtlibError
+from ftlib.export.serve import Server
 from ftlib.session import manifest
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ NEW_TOKENS = 32
 # How far the typical token's logits may lie from those of the exported model: in float32 a share of what the adapter
 # moved; where rounding is coarser, as in bfloat16 and MXFP4, a share of the largest logit, and less than to the base.
 TOLERANCE, COARSE_TOLERANCE = 0.1, 0.15
+MARKER = re.compile(r"<\|\w+\|>")
 DTYPES = ("float32", "bfloat16", "float16")
 REPAIR = "save it with `save_pretrained(folder, save_original_format=False)`"
 
@@ -86,6 +90,42 @@ def folder(path: Path, expected: Answers, untrained: Answers, date: str, device:
         told += f", and {from_base:.2g} from those of the base"
         raise FtlibError(f"{path.name}/ answers differently from the model that was exported: {told}; export it again")
     return apart
+
+
+def gguf(file: Path, expected: Answers, other: Answers, tokenizer: Any) -> None:
+    """Check a GGUF file, which llama.cpp has to load and answer the probe with, as the exported model does.
+
+    Rounding changes words, so the reply has to follow the expected one only to where that leaves the one of `other`,
+    or for a quarter of it.
+
+    Args:
+        file: the GGUF file.
+        expected: what `ask` found, with the tokenizer given here.
+        other: the same of the base without its adapter; of the adapted model, if the file is the base's.
+        tokenizer: writes the probe.
+
+    Raises:
+        FtlibError: llama.cpp cannot load the file, or it answers differently.
+    """
+    from openai import OpenAI
+
+    prompt, server = tokenizer.decode(expected.written[0]), Server(file)
+    try:
+        client = OpenAI(base_url=server.base_url, api_key=server.api_key)
+        choices = client.completions.create(model="local", prompt=prompt, max_tokens=NEW_TOKENS, temperature=0).choices
+    finally:
+        server.close()
+    texts = (choices[0].text, *(tokenizer.decode(asked.reply) for asked in (expected, other)))
+    found, wanted, others = (MARKER.sub("", text) for text in texts)  # which llama.cpp may leave out
+    alike, apart = _alike(wanted, found), _alike(wanted, others)
+    if alike < min(apart + 1, len(wanted) // 4):
+        told = f"its reply begins {found[:40]!r}, expected {wanted[:40]!r}"
+        raise FtlibError(f"{file.name} answers differently from the model that was exported: {told}; export it again")
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def files(path: Path) -> None:

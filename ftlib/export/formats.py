@@ -117,11 +117,12 @@ def _pack(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
     return blocks, scales
 
 
-def save_gguf(folder: Path, file: Path, kind: str) -> None:
-    """Convert an exported folder to one GGUF file, with llama.cpp's own converter.
+@contextlib.contextmanager
+def converting(folder: Path, file: Path, kind: str) -> Iterator[Path]:
+    """Convert a folder to one GGUF file, with llama.cpp's own converter, and yield it; at the end it replaces `file`.
 
     Args:
-        folder: a merged model, unpacked or in MXFP4, with its tokenizer.
+        folder: a model, unpacked or in MXFP4, with its tokenizer.
         file: what is written, whole or not at all.
         kind: one of `GGUF_TYPES`.
     """
@@ -134,12 +135,14 @@ def save_gguf(folder: Path, file: Path, kind: str) -> None:
         raise FtlibError(f"found GGUF type {kind!r}, expected one of {', '.join(GGUF_TYPES)}")
     kinds = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "auto": "GUESSED"}
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    unfinished = file.with_suffix(".part")
+    unfinished = file.with_name(f"{file.name}.part")
     size = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
     try:
-        with _alone(file, size), _quiet_converter(TextModel), torch.inference_mode():
-            converter: Any = get_model_class(architecture)
-            converter(folder, getattr(gguf.LlamaFileType, kinds[kind]), unfinished, eager=True).write()
+        with _alone(file, size):
+            with _quiet_converter(TextModel), torch.inference_mode():
+                converter: Any = get_model_class(architecture)
+                converter(folder, getattr(gguf.LlamaFileType, kinds[kind]), unfinished, eager=True).write()
+            yield unfinished
             unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ PROCESS = {"Python and libraries": 0.8e9, "CUDA, NCCL and gaps": 4e9}
 OUTPUT_BYTES = 1e9  # on the disk, for what does not grow with the adapter: notebooks, curves, records
 YEAR_S = 365 * 24 * 3600
 CHECKPOINTS = 3  # two are kept while the next one is written
+Q8_BYTES = 34 / 32  # of a weight in GGUF's Q8_0: a block has 32 of one byte, and a scale of two
 
 
 class Machine(NamedTuple):
@@ -172,6 +173,12 @@ def bytes_to_write(profile: Profile, shape: Shape) -> float:
     return OUTPUT_BYTES + 4 * architecture.adapter_parameters(shape, profile) * (2 + 3 * CHECKPOINTS)
 
 
+def export_bytes(profile: Profile, shape: Shape) -> float:
+    """Bytes that notebook 6 writes: merged as a folder and a GGUF file, and in Q8_0; three times in MXFP4."""
+    dense = BYTES[profile.model.dtype] * architecture.parameters(shape)
+    return 2 * dense + Q8_BYTES * architecture.parameters(shape) + 3 * architecture.bytes_on_disk(shape)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run takes on a machine; memory in bytes."""
@@ -304,6 +311,7 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
         _verdict(found),
         f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
         f"{found.steps:,} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
+        _exporting(found.profile),
     ]
     if not found.seconds:
         return [*lines, f"time unknown: machine/skus.toml does not say how fast {found.machine.processor} computes"]
@@ -327,6 +335,21 @@ def _verdict(found: Plan) -> str:
     item = max(found.items, key=lambda name: found.items[name])
     recompute = "; activations are recomputed, one layer at a time" * found.profile.train.activation_checkpointing
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"
+
+
+def _exporting(profile: Profile) -> str:
+    shape, layers = architecture.shape_of(profile.hub), len(profile.recipe.expert_layers)
+    loaded = BYTES[profile.model.dtype] * architecture.parameters(shape)
+    told = f"exporting in notebook 6 writes {gb(export_bytes(profile, shape))}"
+    told += f", and loads the model once more, on the CPU ({gb(loaded)})"
+    slow, fast = RATES["pack"]
+    packing: Range = (
+        layers * architecture.expert_stack(shape) / fast,
+        layers * architecture.expert_stack(shape) / slow,
+    )
+    if packing[1] < 60:
+        return told
+    return f"{told}; packing {layers} layers' experts takes {minutes(packing)} minutes on a CPU, unmeasured on a GPU"
 
 
 def minutes(seconds: Range) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlib.errors import FtlibError
 from ftlib.model import recipe
-from ftlib.profiles import Profile
+from ftlib.profiles import Hub, Profile
 from ftlib.session import hub_client, manifest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ADAPTER_FILES = (
 )
 AGAIN = "run 04_train_lora.ipynb with resume = False"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
-TEMPLATE = Path(__file__).with_name("model_card.md")
+TEMPLATE, EXPORTED_TEMPLATE = (Path(__file__).with_name(name) for name in ("model_card.md", "exported_card.md"))
 
 
 def files_to_push(adapter_dir: Path, profile: Profile) -> "pd.DataFrame":
@@ -76,13 +76,29 @@ def push(profile: Profile, adapter_dir: Path, command: str) -> str:
         FtlibError: there is no finished adapter, it is another profile's, or the token may not push it.
         HfHubHTTPError: the Hub does not take it.
     """
+    files_to_push(adapter_dir, profile)
+    return _push(profile.hub, adapter_dir, ADAPTER_FILES, command)
+
+
+def push_export(profile: Profile, folder: Path, command: str) -> str:
+    """Push an exported folder as a model of its own: its name is the adapter's, a hyphen and the folder's.
+
+    Raises:
+        FtlibError: the folder is not there or not whole, or the token may not push it.
+        HfHubHTTPError: the Hub does not take it.
+    """
+    names = [*manifest.verify(folder), manifest.NAME]
+    hub = profile.hub.model_copy(update={"push_target": f"{profile.hub.push_target}-{folder.name}"})
+    return _push(hub, folder, names, command)
+
+
+def _push(hub: Hub, folder: Path, names: Sequence[str], command: str) -> str:
     from huggingface_hub import HfApi
 
-    files_to_push(adapter_dir, profile)
-    repo = hub_client.check_access(profile.hub, command)
+    repo = hub_client.check_access(hub, command)
     api = HfApi()
-    address = api.create_repo(repo, private=profile.hub.private, exist_ok=True)
-    api.upload_folder(repo_id=repo, folder_path=adapter_dir, allow_patterns=list(ADAPTER_FILES))
+    address = api.create_repo(repo, private=hub.private, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=list(names))
     return str(address)
 
 
@@ -120,10 +136,31 @@ def model_card(
         "training": training,
         "recipe": trained,
         "adapted": _adapted(trained["lora.target_modules"] or (), trained["lora.target_parameters"] or ()),
-        "libraries": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
+        "libraries": _libraries(),
     }
     card: ModelCard = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values)
     return card
+
+
+def exported_card(profile: Profile, distance: float) -> "ModelCard":
+    """Write the card of base and adapter in one model: `distance` is what `export.check.folder` found."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    metadata = ModelCardData(
+        base_model=profile.hub.model,
+        base_model_relation="finetune",
+        datasets=None if profile.data.is_local else [profile.data.dataset],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="apache-2.0",
+    )
+    values: dict[str, Any] = {"hub": profile.hub, "distance": distance, "libraries": _libraries()}
+    card: ModelCard = ModelCard.from_template(metadata, template_path=str(EXPORTED_TEMPLATE), **values)
+    return card
+
+
+def _libraries() -> str:
+    return ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
 
 
 def _adapted(modules: str | Sequence[str], parameters: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ def test_every_mistake_gets_one_line_and_changes_nothing(
 ) -> None:
     extends = "" if "extends" in case.profile else 'extends = "tiny"\n'
     for name, content in {"mine.toml": extends + case.profile, **case.files}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     world.given = case.given
     if case.circumstance:

@@ -64,5 +64,6 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gguf(exported: Path) -> Path:
     file = exported / "mxfp4.gguf"
-    formats.save_gguf(exported / "mxfp4", file, "auto")
+    with formats.converting(exported / "mxfp4", file, "auto"):
+        pass
     return file

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 def swap_experts(loaded: dict[str, torch.Tensor]) -> None:
     name = "model.layers.1.mlp.experts.gate_up_proj"
     loaded[name] = loaded[name].flip(0).contiguous()
+
+
+def lose_experts(loaded: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    for name in loaded:
+        if name.endswith(("gate_up_proj", "down_proj")):
+            torch.nn.init.normal_(loaded[name], std=loaded[name].std().item())
+
+
+def test_gguf_file_answers_as_the_model_that_it_came_from(
+    gguf: Path, folder: Path, merged: Merged, tokenizer: Any
+) -> None:
+    in_french = tokenizer.encode(
+        "<|channel|>analysis<|message|>L'utilisateur demande la capitale de l'Australie.", add_special_tokens=False
+    )
+    another = replace(merged.answers, reply=in_french)
+    check.gguf(gguf, merged.answers, another, tokenizer)
+    with pytest.raises(
+        FtlibError, match=r"^mxfp4\.gguf answers differently .* its reply begins 'analysisThe user asks"
+    ):
+        check.gguf(gguf, another, merged.answers, tokenizer)
+    tensors(lose_experts)(folder, merged)
+    with pytest.raises(FtlibError, match="answers differently"), formats.converting(folder, gguf, "f32") as random:
+        check.gguf(random, merged.answers, merged.answers, tokenizer)  # as of an adapter that changes no reply
 
 
 def text(name: str, old: str, new: str) -> Callable[[Path, Merged], None]:

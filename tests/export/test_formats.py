@@ -1,8 +1,10 @@
 """What is written: the base's own bytes where nothing was trained, whole files or none, and what was there stays."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,15 +36,22 @@ def test_gguf_is_written_whole_or_not_at_all(
 ) -> None:
     file = tmp_path / "model.gguf"
     with pytest.raises(FtlibError, match=r"^found GGUF type 'q5', expected one of f32, bf16, q8_0, auto$"):
-        formats.save_gguf(exported / "merged", file, "q5")
+        convert(exported / "merged", file, "q5")
     with monkeypatch.context() as patched:
         patched.setattr("gguf.GGUFWriter.write_tensors_to_file", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            formats.save_gguf(exported / "merged", file, "q8_0")
+            convert(exported / "merged", file, "q8_0")
+    with pytest.raises(FtlibError, match="refused"):
+        convert(exported / "merged", file, "q8_0", check=Mock(side_effect=FtlibError("refused")))
     assert list(tmp_path.iterdir()) == []
-    formats.save_gguf(exported / "merged", file, "q8_0")
+    convert(exported / "merged", file, "q8_0")
     assert file.read_bytes()[:4] == b"GGUF"
     assert capfd.readouterr() == ("", "")
+
+
+def convert(folder: Path, file: Path, kind: str, check: Callable[[Path], object] = id) -> None:
+    with formats.converting(folder, file, kind) as unfinished:
+        check(unfinished)
 
 
 def write(folder: Path, text: str, size: float = 1) -> None:
