@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRACKIO_DIR": f"{scratch}/trackio",
     }
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     # peft 0.21 still asks transformers 5.23 by the old name.
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     # azure-ai-ml 1.35 asks marshmallow for what its next version will no longer have.

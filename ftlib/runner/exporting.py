@@ -39,7 +39,7 @@ def write(session: Session, kind: str, console: Console) -> list[Path]:
             _run(FOLDERS[name][1], session, namespace)
     if kind == "gguf":
         with console.status("writing GGUF files, and asking each"):
-            return [file for _, file, _ in _run("gguf", session, namespace).values()]
+            return [file for _, file, *_ in _run("gguf", session, namespace).values()]
     return [folder(session, kind)]
 
 
@@ -59,7 +59,8 @@ def compare(session: Session, exported: Path) -> float:
     publish.check_adapter(session.adapter_dir, session.profile)
     namespace = _namespace(session)
     answers = _run("answers", session, namespace)
-    return check.folder(exported, answers, namespace["untrained"], session.profile.data.template_date)
+    found = check.folder(exported, answers, namespace["untrained"], session.profile.data.template_date)
+    return check.distance(found, answers)
 
 
 def _namespace(session: Session) -> dict[str, Any]:

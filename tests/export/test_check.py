@@ -21,7 +21,8 @@ from ftlib.rehearsal import ASSETS
 
 @pytest.mark.parametrize(("layout", "distance"), [("merged", 1e-6), ("mxfp4", 1.0)])
 def test_export_is_the_model_that_it_came_from(layout: str, distance: float, exported: Path, merged: Merged) -> None:
-    assert check.folder(exported / layout, merged.answers, merged.untrained, DATE) <= distance
+    found = check.folder(exported / layout, merged.answers, merged.untrained, DATE)
+    assert check.distance(found, merged.answers) <= distance
     assert check.is_packed(exported / layout) == (layout == "mxfp4")
 
 
@@ -54,15 +55,14 @@ def test_gguf_file_answers_as_the_model_that_it_came_from(
     in_french = tokenizer.encode(
         "<|channel|>analysis<|message|>L'utilisateur demande la capitale de l'Australie.", add_special_tokens=False
     )
-    another = replace(merged.answers, reply=in_french)
-    check.gguf(gguf, merged.answers, another, tokenizer)
+    check.gguf(gguf, merged.answers, tokenizer)
     with pytest.raises(
         FtlibError, match=r"^mxfp4\.gguf answers differently .* its reply begins 'analysisThe user asks"
     ):
-        check.gguf(gguf, another, merged.answers, tokenizer)
+        check.gguf(gguf, replace(merged.answers, reply=in_french), tokenizer)
     tensors(lose_experts)(folder, merged)
     with pytest.raises(FtlibError, match="answers differently"), formats.converting(folder, gguf, "f32") as random:
-        check.gguf(random, merged.answers, merged.answers, tokenizer)  # as of an adapter that changes no reply
+        check.gguf(random, merged.answers, tokenizer)
 
 
 def text(name: str, old: str, new: str) -> Callable[[Path, Merged], None]:

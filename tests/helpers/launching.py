@@ -73,7 +73,8 @@ class Launch:
         return self._process.returncode, said
 
     def succeed(self) -> None:
-        assert self.end() == (0, "")
+        code, said = self.end()
+        assert (code, said) == (0, ""), said
 
 
 @pytest.fixture(autouse=True)
