@@ -6,6 +6,7 @@ CUDA ?= cu126
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+SOLUTIONS := $(wildcard notebooks/exercises/solutions/*.ipynb)
 # A committed notebook keeps its outputs, counts and ids, and nothing of the machine that it ran on but Python's
 # version: without it JupyterLab would add its own, and every notebook would be modified as soon as it is opened.
 NBSTRIPOUT := $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys \
@@ -20,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks assets lock
+.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks exercises assets lock
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -53,21 +54,25 @@ lint: $(INSTALLED) ## check style, types and the notebooks' metadata
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
-	@$(NBSTRIPOUT) --verify $(NOTEBOOKS)
+	@$(NBSTRIPOUT) --verify $(NOTEBOOKS) $(SOLUTIONS)
 
 strip: $(INSTALLED) ## remove what the machine left in the notebooks' metadata
-	@$(NBSTRIPOUT) $(NOTEBOOKS)
+	@$(NBSTRIPOUT) $(NOTEBOOKS) $(SOLUTIONS)
 
 # In a copy of its own, or training would find that it was finished before and have nothing left to do.
 notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README's picture
 	@rm -rf outputs/committed && mkdir -p outputs/committed && cp -r notebooks requirements.lock outputs/committed
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-		--KernelManager.transport_encryption=auto $(addprefix outputs/committed/,$(NOTEBOOKS))
+		--KernelManager.transport_encryption=auto $(addprefix outputs/committed/,$(NOTEBOOKS) $(SOLUTIONS))
 	@cp $(addprefix outputs/committed/,$(NOTEBOOKS)) notebooks
-	@$(MAKE) -s strip
+	@cp $(addprefix outputs/committed/,$(SOLUTIONS)) notebooks/exercises/solutions
+	@$(MAKE) -s strip exercises
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir outputs/pictures notebooks/05_push_and_infer.ipynb
 	@mkdir -p notebooks/images
 	@mv outputs/pictures/05_push_and_infer_files/*.png notebooks/images/agreement.png
+
+exercises: $(INSTALLED) ## make the learners' exercises from those with solutions
+	@$(BIN)/python -m ftlib.runner.exercises
 
 assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
 	@$(BIN)/python -m ftlib.rehearsal.build

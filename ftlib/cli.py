@@ -1,5 +1,7 @@
-"""The command line: `ftlib run`, `push`, `export`, `serve`, `plan`, `doctor`, `bench`, `report` and `azure`."""
+"""The command line: `ftlib run`, `try`, `push`, `export`, `serve`, `plan`, `doctor`, `bench`, `report` and `azure`."""
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -46,6 +48,30 @@ def run(
     if not notebooks:
         written = f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: make lab"
         console.print(f"\n[bold]{report.summary(output_dir)}[/]\n{written}", highlight=False, soft_wrap=True)
+
+
+@app.command("try")
+def try_(
+    profile: Annotated[str, typer.Argument(help="The path of a .toml file, or a shipped profile.")],
+    output_root: OutputRoot = "outputs",
+) -> None:
+    """Train a changed recipe, measure it, and add it to the table of attempts; on tiny, in less than a minute."""
+    session = ftlib.start(profile, f"{output_root}/attempts")
+    from transformers.utils import logging
+
+    from ftlib.runner import attempts, execution
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console()
+    with console.status("training and measuring"), contextlib.redirect_stdout(io.StringIO()):
+        found = attempts.run(session)
+    comparable = attempts.table(project_root() / output_root, found["conditions"])
+    shown = Table("profile", *attempts.readable(comparable).columns)
+    for name, row in attempts.readable(comparable).iterrows():
+        shown.add_row(str(name), *row, style="bold" if name == session.profile.name else "")
+    page = attempts.write_page(comparable, session.output_dir.parent)
+    console.print(shown, execution.shown(page), sep="\n", highlight=False)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """How a notebook shows errors: in one line where a person can act on it, and without secrets."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %debug and %tb
         if isinstance(error, KeyboardInterrupt):
             line = "stopped by hand; a training goes on from its last checkpoint when it is run again"
+        elif isinstance(error, AssertionError) and _was_raised_in_a_cell(shell, trace):
+            line = str(error)  # of an exercise's check
         elif line := str(error) if isinstance(error, FtlibError) else explain(error):
             kind = FtlibError
         line = printable(line)
@@ -30,6 +33,11 @@ def handle_errors(explain: Callable[[BaseException], str]) -> None:
 
     if shell := _shell():
         shell.set_custom_exc((Exception, KeyboardInterrupt), show)
+
+
+def _was_raised_in_a_cell(shell: Any, trace: Any) -> bool:
+    *_, (frame, _) = traceback.walk_tb(trace)
+    return frame.f_globals is shell.user_ns
 
 
 def _shell() -> Any:
