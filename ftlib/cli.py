@@ -63,7 +63,7 @@ def try_(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console = Console()
+    console = Console(force_terminal=sys.stdout.isatty())  # a notebook asks its programs for colours, and shows none
     with console.status("training and measuring"), contextlib.redirect_stdout(io.StringIO()):
         found = attempts.run(session)
     comparable = attempts.table(project_root() / output_root, found["conditions"])

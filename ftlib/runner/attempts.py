@@ -65,7 +65,7 @@ def table(output_root: Path, conditions: dict[str, Any]) -> "pd.DataFrame":
     base = next((found for found in bases if found.get("conditions") == conditions), None)
     rows = {name: found for name, found in measured.items() if found["conditions"] == conditions}
     best_first = sorted(rows, key=lambda name: (-(rows[name]["agreement"] or 0), rows[name]["loss"]))
-    listed = {name: rows[name] for name in best_first} | ({"before training": base} if base else {})
+    listed = {name: rows[name] for name in best_first} | ({"the base": base} if base else {})
     return pd.DataFrame.from_dict(listed, orient="index").reindex(columns=COLUMNS).rename_axis("profile")
 
 

@@ -6,6 +6,7 @@ The notebooks run once, in a project of their own; each test looks at the result
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,25 @@ def test_an_export_killed_at_ten_moments_keeps_what_was_there(copy: Project) -> 
     Launch(command, copy.root).succeed()
     assert finished() == before
     assert not list(export.glob("*.part")) + list(export.glob("*.old"))
+
+
+@pytest.mark.slow
+def test_an_attempt_trains_and_measures_as_the_notebooks_do(copy: Project) -> None:
+    printed = ftlib("try", "tiny", folder=copy.root)
+    attempt = json.loads((copy.root / "outputs/attempts/tiny/records/attempt.json").read_text())
+    measured = copy.record("05_push_and_infer")["after"] | copy.record("04_train_lora")
+    for name in ("agreement", "exact", "faithful", "trainable_parameters"):
+        assert attempt[name] == measured[name]
+    assert attempt["loss"] == pytest.approx(measured["loss"], abs=1e-3)
+    assert re.search(r"the base.* 20\.0%", printed), "measured by notebook 3, and not again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * HANGING_S)
+def test_the_solutions_of_all_exercises_run(copy: Project) -> None:
+    for solved in sorted((copy.root / "notebooks/exercises/solutions").glob("*.ipynb")):
+        done = run("nbconvert", "--to", "notebook", "--execute", "--inplace", str(solved), folder=copy.root)
+        assert done.returncode == 0, done.stderr
 
 
 def test_an_export_goes_to_the_hub_whole(walkthrough: Project) -> None:
