@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks exercises assets lock
+.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks exercises handouts assets lock
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -73,6 +73,9 @@ notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README
 
 exercises: $(INSTALLED) ## make the learners' exercises from those with solutions
 	@$(BIN)/python -m ftlib.runner.exercises
+
+handouts: $(INSTALLED) ## for a workshop: the exercises as pages with and without solutions, and slides
+	@$(BIN)/python -m ftlib.runner.handouts
 
 assets: $(INSTALLED) ## rebuild the rehearsal's tiny model and sample data set
 	@$(BIN)/python -m ftlib.rehearsal.build

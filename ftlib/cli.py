@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from filelock import FileLock, Timeout
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -204,6 +205,25 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
     from ftlib.runner import execution, report
 
     print(execution.shown(report.write(_run_folder(profile, output_root))))
+
+
+@app.command()
+def reset(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run's outputs, so that the notebooks begin anew; asks first."""
+    folder = _run_folder(profile, output_root)
+    if not (folder / "profile.json").is_file():
+        raise FtlibError(f"{output_root}/{folder.name} holds no run, so it stays; delete it by hand if it should go")
+    if yes or typer.confirm(f"Delete {output_root}/{folder.name} with all that it holds?"):
+        try:
+            with FileLock(folder / "training.lock").acquire(timeout=0):
+                pass
+        except Timeout:
+            raise FtlibError(f"a training runs in {output_root}/{folder.name}; stop it first") from None
+        shutil.rmtree(folder)
 
 
 def _run_folder(profile: str, output_root: str) -> Path:

@@ -91,16 +91,17 @@ def write(output_dir: Path) -> Path:
             left_out.append(str(error))
             continue
         notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-        plots += _plots(name, notebook)
+        plots += plots_of(name, notebook)
         links.append(_link(name, notebook))
-        (folder / f"{name}.html").write_text(_page(notebook, name), encoding="utf-8")
+        (folder / f"{name}.html").write_text(page(notebook, name), encoding="utf-8")
     made = datetime.fromtimestamp(max(path.stat().st_mtime for path in executed.values()), UTC)
     index = folder / "index.html"
     index.write_text("\n".join(_index(output_dir, made, links, plots, left_out)), encoding="utf-8")
     return index
 
 
-def _page(notebook: Any, title: str) -> str:
+def page(notebook: Any, title: str) -> str:
+    """A notebook as a page that needs no network."""
     from nbconvert import HTMLExporter
 
     # Without addresses for its scripts the page fetches nothing; formulas stay as they are typed.
@@ -125,7 +126,8 @@ def _link(name: str, notebook: Any) -> str:
     return f'<li><a href="{name}.html">{escape(_title(notebook, name))}</a> <span class="quiet">{note}</span></li>'
 
 
-def _plots(name: str, notebook: Any) -> Iterator[Plot]:
+def plots_of(name: str, notebook: Any) -> Iterator[Plot]:
+    """The pictures from a notebook's cells tagged `report`."""
     heading = _title(notebook, name)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

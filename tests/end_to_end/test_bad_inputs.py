@@ -97,7 +97,7 @@ class World:
         self._patch.setattr(execution, "_execute", Mock(side_effect=error))
 
     def full_while_reporting(self) -> None:
-        self._patch.setattr(report, "_page", Mock(side_effect=OSError(errno.ENOSPC, "")))
+        self._patch.setattr(report, "page", Mock(side_effect=OSError(errno.ENOSPC, "")))
 
     def lose(self, name: str) -> None:
         (self.root / name).unlink()

@@ -67,7 +67,7 @@ class FinishedRun:
         records.write(self.output / "records", NOTEBOOKS[4], compared)
         world.reach["05_push_and_infer"] = ["baseline", "hub_files"]
         monkeypatch.setattr(execution, "_execute", self._execute)
-        monkeypatch.setattr(report, "_page", lambda notebook, name: f"the page of {name}")
+        monkeypatch.setattr(report, "page", lambda notebook, name: f"the page of {name}")
         monkeypatch.setattr(HfApi, "create_repo", Mock(return_value="address"))
         monkeypatch.setattr(HfApi, "list_repo_files", Mock(return_value=[]))
         monkeypatch.setattr(HfApi, "upload_folder", self._upload)
