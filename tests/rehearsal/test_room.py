@@ -413,15 +413,20 @@ def test_a_session_in_a_room_is_the_learners_account_there_and_nothing_of_their_
 import json, os
 from ftlib import start
 session = start("room.toml")
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 from datasets import load_dataset
 from ftlib.session import hub_client, redaction
 repo = hub_client.check_access(session.profile.hub)
 rows = len(load_dataset("rehearsal/multilingual-thinking-sample", split="train"))
+redacted = redaction.redact(token := os.environ["HF_TOKEN"])
+os.environ["HF_TOKEN"] = "rehearsal_forgotten"
+try:
+    hub_client.check_access(session.profile.hub)
+except Exception as error:
+    forgotten = str(error)
 print(json.dumps({
     "environment": dict(os.environ), "repo": repo, "rows": rows, "cache": constants.HF_HUB_CACHE,
-    "is_member": get_token() == os.environ["HF_TOKEN"], "says": session.hub_description,
-    "redacted": redaction.redact(os.environ["HF_TOKEN"]),
+    "says": session.hub_description, "token": token, "redacted": redacted, "forgotten": forgotten,
 }))
 """,
         HF_TOKEN="hf_planted_by_the_test",
@@ -430,13 +435,13 @@ print(json.dumps({
         **own,
     )
     assert (told["repo"], told["rows"]) == ("anna/gpt-oss-tiny-multilingual-reasoner", 1000)
-    assert told["is_member"]
-    assert told["environment"]["HF_TOKEN"] == member.token
+    assert told["token"] == member.token
     assert "hf_planted" not in json.dumps(told)
     assert not [name for name in told["environment"] if name.lower() in ("http_proxy", "all_proxy")]
     assert HOST in told["environment"]["NO_PROXY"]
     assert told["redacted"] == "[secret removed]"
     assert f"a rehearsal Hub of the room at {hub.endpoint}" in told["says"]
+    assert told["forgotten"].endswith("401 Unauthorized; join the room again with `ftlib join`")
     assert Path(told["cache"]).is_relative_to(project / "outputs/room/huggingface")
     written = [path for path in project.rglob("*") if path.is_file() and member.token.encode() in path.read_bytes()]
     assert written == [project / "outputs/room.json"]
