@@ -65,15 +65,15 @@ PAGE = """<!doctype html>
 <meta http-equiv="refresh" content="10">
 <title>Leaderboard</title>
 <style>
-:root {{ color-scheme: light dark; font: clamp(1rem, 2vw, 2.2rem)/1.4 system-ui, sans-serif }}
-body {{ margin: 1.5rem }}
-table {{ border-collapse: collapse; width: 100%; table-layout: fixed }}
-th, td {{ border-bottom: 1px solid #8888; padding: .2em .4em; text-align: left; overflow: hidden;
-  text-overflow: ellipsis; white-space: nowrap }}
-th:first-child {{ width: 2em }}
-.number {{ text-align: right; width: 5.5em; font-variant-numeric: tabular-nums }}
+:root {{ color-scheme: light dark; font: clamp(.9rem, 2vw, 2.2rem)/1.2 system-ui, sans-serif }}
+body {{ margin: 1rem }}
+h1 {{ font-size: 1.4em; margin: 0 0 .3em }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ border-bottom: 1px solid #8888; padding: .15em .4em; text-align: left; overflow-wrap: anywhere }}
+.number {{ text-align: right; overflow-wrap: normal; font-variant-numeric: tabular-nums }}
+td:nth-child(3) {{ font-size: .65em }}
 tr:nth-child(-n+3) td {{ font-weight: 600 }}
-code {{ font-size: .9em }}
+@media (max-width: 40rem) {{ th:nth-child(3), td:nth-child(3) {{ display: none }} }}
 </style>
 <h1>Leaderboard</h1>
 <table>
