@@ -393,22 +393,14 @@ class Api:
         return JSONResponse({"error": message}, answer.status_code, headers)
 
 
-class RehearsalHub:
-    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block."""
+class Server:
+    """Serves an application; use `start` and `stop`, or a `with` block."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self.token = new_token()
-        self.endpoint, self._host, self._port = "", _HOST, 0
-        self._app = Api(state_dir, self._account_of).app()
-
-    def _account_of(self, request: Request) -> str:
-        given = request.headers.get("authorization", "").encode()
-        if not secrets.compare_digest(given, f"Bearer {self.token}".encode()):
-            raise refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
-        return ACCOUNT
+    def __init__(self, app: Starlette, host: str = _HOST, port: int = 0) -> None:
+        self.endpoint, self._app, self._host, self._port = "", app, host, port
 
     def start(self) -> None:
-        """Serve from a daemon thread, on a free port of the loopback address; return once it answers."""
+        """Serve from a daemon thread, on a free port if the port is 0; return once it answers."""
         quiet: dict[str, Any] = {"log_config": None, "log_level": "critical"}  # a notebook shows no server's log
         plain: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "timeout_graceful_shutdown": 1}
         self._server = uvicorn.Server(uvicorn.Config(self._app, self._host, self._port, **quiet, **plain))
@@ -432,3 +424,17 @@ class RehearsalHub:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class RehearsalHub(Server):
+    """The Hub on this machine. Once it has started, point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.token = new_token()
+        super().__init__(Api(state_dir, self._account_of).app())
+
+    def _account_of(self, request: Request) -> str:
+        given = request.headers.get("authorization", "").encode()
+        if not secrets.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
+        return ACCOUNT

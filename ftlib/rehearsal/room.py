@@ -34,7 +34,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ftlib.errors import FtlibError
-from ftlib.rehearsal.hub import MALFORMED, Api, RehearsalHub, Repo, metadata, new_token, refusal, write_whole
+from ftlib.rehearsal.hub import MALFORMED, Api, Repo, Server, metadata, new_token, refusal, write_whole
 
 MOST_ACCOUNTS = 60
 MOST_REPOS = 10  # of an account
@@ -261,7 +261,7 @@ class RoomApi(Api):
                     yield record.parent.name, Entry(*measured, datetime.fromisoformat(newest.date), repo.id)
 
 
-class RoomHub(RehearsalHub):
+class RoomHub(Server):
     """The server of a room, on an address of this machine; a `with` block serves."""
 
     def __init__(self, state_dir: Path, address: str, port: int) -> None:
@@ -272,8 +272,7 @@ class RoomHub(RehearsalHub):
             self._in_use.acquire(timeout=0)
         except Timeout:
             raise FtlibError("another `ftlib hub` serves this project's room; stop it first") from None
-        self.endpoint, self._host, self._port = "", address, port
-        self._app = self._api.app(LONGEST_BODY)
+        super().__init__(self._api.app(LONGEST_BODY), address, port)
 
     @property
     def code(self) -> str:
