@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import stat
@@ -17,16 +18,17 @@ import httpx2
 import psutil
 import pytest
 from helpers import HANGING_S
-from huggingface_hub import EvalResult, HfApi, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import close_session
 
-from ftlib import cli
+from ftlib import cli, profiles
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import room
 from ftlib.rehearsal.hub import MODEL_ID, RehearsalHub
 from ftlib.rehearsal.room import RoomHub
 from ftlib.session import room as membership
+from ftlib.session import session
 
 HOST = "127.0.0.1"
 LABELS = "Reasons in the language asked for", "Answers exactly as the reference"  # notebook 5's
@@ -228,16 +230,16 @@ def test_what_a_learner_may_send_is_limited(
 ) -> None:
     anna, ben = join("Anna"), join("Ben")
     repo = anna.push()
-    monkeypatch.setattr(room, "MOST_BYTES", 100_000)
-    assert "anna may push 100,000 bytes in all" in refusal(lambda: anna.push(big=bytes(80_000)))
-    anna.push(big=bytes(50_000))
-    anna.api.delete_repo(repo)
-    assert "and has pushed 7" in refusal(lambda: anna.push(big=bytes(50_000))), "deleting gives nothing back"
     lines = [{"key": "header", "value": {"summary": ""}}]
     lines += [{"key": "file", "value": {"path": str(n), "content": ""}} for n in range(room.MOST_FILES)]
     for separator in ("\n", "\r"):
         body = separator.join(map(json.dumps, lines)).encode()
         assert anna.send("POST", f"/api/models/{repo}/commit/main", body).status == 413
+    monkeypatch.setattr(room, "MOST_BYTES", 100_000)
+    assert "anna may push 100,000 bytes in all" in refusal(lambda: anna.push(big=bytes(80_000)))
+    anna.push(big=bytes(50_000))
+    anna.api.delete_repo(repo)
+    assert "and has pushed 7" in refusal(lambda: anna.push(big=bytes(50_000))), "deleting gives nothing back"
     assert ben.push(big=bytes(50_000)) == "ben/adapter", "each has a limit of their own"
     monkeypatch.setattr(room, "MOST_REPOS", 3)
     for name in "ab":
@@ -277,7 +279,10 @@ def test_the_leaderboard_ranks_what_the_cards_say(hub: RoomHub, join: Callable[[
         learner = join(name)
         learner.push("worse", **({"README_md": card(0, 0)} if name == "High" else {}))
         learner.push(**({"README_md": card(*values)} if values else {"file": b"x"}))
-    join("Hidden").api.create_repo("empty")
+    hidden = join("Hidden")
+    hidden.api.create_repo("empty")
+    hidden.api.create_repo("secret", private=True)
+    hidden.push("secret", README_md=card(0.9, 0.9))
     shown = [row[:5] for row in rows(hub)]
     assert shown[:3] == [
         ["1", "Higher", "higher/adapter", "97.5%", "75.0%"],
@@ -368,8 +373,11 @@ def test_the_commands_of_instructor_and_learner(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTLIB_ROOM_CODE", hub.code)
     monkeypatch.setattr(sys, "argv", ["ftlib", "join", f"{hub.endpoint}/", "--name", "Anna"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    with monkeypatch.context() as behind_a_proxy:
+        behind_a_proxy.setenv("NO_PROXY", "")
+        behind_a_proxy.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
     assert ended.value.code == 0
     said = capsys.readouterr().out
     kept = tmp_path / "outputs/room.json"
@@ -438,10 +446,26 @@ print(json.dumps({
     assert told["token"] == member.token
     assert "hf_planted" not in json.dumps(told)
     assert not [name for name in told["environment"] if name.lower() in ("http_proxy", "all_proxy")]
-    assert HOST in told["environment"]["NO_PROXY"]
     assert told["redacted"] == "[secret removed]"
     assert f"a rehearsal Hub of the room at {hub.endpoint}" in told["says"]
     assert told["forgotten"].endswith("401 Unauthorized; join the room again with `ftlib join`")
     assert Path(told["cache"]).is_relative_to(project / "outputs/room/huggingface")
     written = [path for path in project.rglob("*") if path.is_file() and member.token.encode() in path.read_bytes()]
     assert written == [project / "outputs/room.json"]
+
+
+def test_no_proxy_stands_between_a_learner_and_the_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also none that the operating system names."""
+    endpoint = "http://10.1.2.3:8765"
+    (tmp_path / "outputs").mkdir()
+    member = membership.Member(address=endpoint, account="anna", token="rehearsal_" + "x" * 32)
+    (tmp_path / "outputs" / membership.FILE).write_text(member.model_dump_json())
+    (tmp_path / "room.toml").write_text(f'extends = "tiny"\n[hub]\nendpoint = "{endpoint}"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {"HTTP_PROXY": "http://127.0.0.1:9", "HF_TOKEN": "own"})
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.set_client_factory", lambda factory: None)
+    assert session._connect(profiles.load("room.toml"), tmp_path / "outputs/room") == (endpoint, [])
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "127.0.0.1,10.1.2.3"
+    assert (os.environ["HF_TOKEN"], os.environ["HF_ENDPOINT"]) == (member.token, endpoint)
+    assert "HTTP_PROXY" not in os.environ
