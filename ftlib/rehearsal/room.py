@@ -6,6 +6,7 @@ what passes, but a token opens nothing beyond the room. Of what is pushed, only 
 
 import hashlib
 import math
+import os
 import re
 import secrets
 import socket
@@ -251,7 +252,7 @@ class RoomApi(Api):
 
     def _entries(self) -> Iterator[tuple[str, Entry]]:
         for record in sorted(self._state.glob("models/*/*.json")):
-            with suppress(HTTPException, ValueError):  # a damaged record hides no other
+            with suppress(HTTPException, *MALFORMED):  # a damaged record hides no other
                 repo = self._get("models", f"{record.parent.name}/{record.stem}")
                 newest = repo.commits[0]
                 card = newest.files.get("README.md")
@@ -309,7 +310,7 @@ def _check_address(address: str, port: int) -> None:
     except ValueError:
         raise FtlibError(f"--room {address} is no IPv4 address, {expected}") from None
     except OSError as error:
-        found = f"--room {address} --port {port} cannot be used ({error.strerror})"
+        found = f"--room {address} --port {port} cannot be used ({os.strerror(error.errno or 0)})"
         raise FtlibError(f"{found}, {expected}; or try another --port") from None
 
 

@@ -324,9 +324,10 @@ def test_a_hostile_name_or_card_does_nothing_to_the_page(
         assert [row[3] for row in rows(hub)] == ["–"]
         assert "<script" not in page(hub)
     assert "&lt;script&gt;alert(1)" in page(hub)
-    (tmp_path / f"room/models/{repo}.json").write_text("{")
     join("Anna").push(README_md=good.encode())
-    assert [row[1] for row in rows(hub)] == ["Anna"], "a damaged record hides no other"
+    for damaged in ("{", f'{{"id": "{repo}", "private": false, "commits": []}}'):
+        (tmp_path / f"room/models/{repo}.json").write_text(damaged)
+        assert [row[1] for row in rows(hub)] == ["Anna"], "a damaged record hides no other"
 
 
 def test_a_restart_keeps_accounts_and_no_token_is_stored(tmp_path: Path) -> None:
