@@ -1,11 +1,11 @@
-"""The command line: `ftlib run`, `try`, `push`, `export`, `serve`, `plan`, `doctor`, `bench`, `report` and `azure`."""
+"""The command line; `ftlib --help` lists what it does."""
 
-import contextlib
 import io
 import os
 import shutil
 import sys
 import traceback
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +22,14 @@ from ftlib.errors import FtlibError, printable
 from ftlib.session import records
 from ftlib.session.processes import place
 from ftlib.session.redaction import redact
-from ftlib.session.session import explain, project_root
+from ftlib.session.session import OUTPUT_ROOT, explain, project_root
 
-app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Fine-tune gpt-oss-20b in six notebooks, and rehearse it on a laptop.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(azure, name="azure")
 NARROWEST = 60  # columns in which a table can be read
 Profile = Annotated[str, typer.Option(help="tiny, gpt-oss-20b, or the path of a .toml file.")]
@@ -65,7 +70,7 @@ def try_(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = Console(force_terminal=sys.stdout.isatty())  # a notebook asks its programs for colours, and shows none
-    with console.status("training and measuring"), contextlib.redirect_stdout(io.StringIO()):
+    with console.status("training and measuring"), redirect_stdout(io.StringIO()):
         found = attempts.run(session)
     comparable = attempts.table(project_root() / output_root, found["conditions"])
     shown = Table("profile", *attempts.readable(comparable).columns)
@@ -197,6 +202,33 @@ def serve(
     key = f"${KEY}" if os.environ.get(KEY) else server.api_key
     print(f"OPENAI_BASE_URL={server.base_url}\nOPENAI_API_KEY={key}", flush=True)
     server.wait()
+
+
+@app.command()
+def hub(
+    room: Annotated[str, typer.Option(help="This machine's address in the room's network, such as 192.168.1.10.")],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765,
+) -> None:
+    """Serve one rehearsal Hub with a leaderboard to a room of learners, until Ctrl-C."""
+    from ftlib.rehearsal.room import RoomHub
+
+    with RoomHub(project_root() / OUTPUT_ROOT / "room-hub", room, port) as served, suppress(KeyboardInterrupt):
+        print(served.invitation(), flush=True)
+        served.wait()
+
+
+@app.command()
+def join(
+    address: Annotated[str, typer.Argument(help="What the instructor's `ftlib hub` prints.")],
+    name: Annotated[str, typer.Option(prompt="Your name", help="As the leaderboard shows it.")],
+) -> None:
+    """Join the room's rehearsal Hub; asks for the code that the instructor shows, or reads it in FTLIB_ROOM_CODE."""
+    from ftlib.session import room
+
+    code = os.environ.get("FTLIB_ROOM_CODE") or typer.prompt("The room's code")
+    member = room.join(project_root() / OUTPUT_ROOT, address.rstrip("/"), name, code)
+    profile = f'extends = "tiny"\nname = "tiny"  # so it goes on with what was trained before\n\n[hub]\nendpoint = "{member.address}"'
+    print(f"You are {member.account}. Save this as room.toml, and run the notebooks with it:\n\n{profile}")
 
 
 @app.command()

@@ -183,7 +183,7 @@ def _hub(profile: Profile) -> list[Check]:
     hub, data = profile.hub, profile.data
     asked = {"model": (hub.model, hub.model_revision)}
     asked |= {"data set": (data.dataset, data.revision)} if data.revision else {}
-    where = "a rehearsal Hub on this machine" if hub.is_rehearsal else hub.endpoint
+    where = "a rehearsal Hub on this machine" if hub.endpoint == "rehearsal" else hub.endpoint
     checks = []
     for what, (repo, revision) in asked.items():
         kind = what.replace(" ", "")

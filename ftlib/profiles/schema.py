@@ -16,6 +16,7 @@ Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Count = Annotated[int, Field(gt=0, lt=2**31)]  # nothing that a profile counts is larger
 # The Hub's rule for names as huggingface_hub's `validate_repo_id` has it, which must not be imported before `start`.
 REPO_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+ROOM = r"http://(?:\d{1,3}\.){3}\d{1,3}:\d{1,5}"  # the address that `ftlib hub` prints
 # How many layers a model has and how many tokens it can read, where that is known without its config.json.
 SIZES = {"rehearsal/gpt-oss-tiny": (4, 4_096), "openai/gpt-oss-20b": (24, 2**17), "openai/gpt-oss-120b": (36, 2**17)}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -103,7 +104,7 @@ class CallSection(Section):
 class Hub(Section):
     """Where the model comes from and where the adapter goes."""
 
-    endpoint: Annotated[str, Field(pattern=r"^(rehearsal|https://[^\s@]+)$")]
+    endpoint: Annotated[str, Field(pattern=rf"^(rehearsal|{ROOM}|https://[^\s@]+)$")]
     model: Annotated[str, Field(pattern="/"), AfterValidator(_hub_name)]
     model_revision: Commit
     push_target: Annotated[str, AfterValidator(_hub_name)]
@@ -111,8 +112,13 @@ class Hub(Section):
 
     @property
     def is_rehearsal(self) -> bool:
-        """Whether this is the Hub on this machine."""
-        return self.endpoint == "rehearsal"
+        """Whether this is the Hub on this machine, or a room's."""
+        return self.endpoint == "rehearsal" or self.is_room
+
+    @property
+    def is_room(self) -> bool:
+        """Whether this is the rehearsal Hub of a room, which its members have joined."""
+        return self.endpoint.startswith("http://")
 
 
 class Data(Section):

@@ -1,9 +1,9 @@
 """A rehearsal Hub on this machine: the real clients push and download here without an account or a network.
 
-It listens on the loopback address, asks for a token and serves the part of the Hub's API that the notebooks use. It
-answers no web page, and no request keeps it busy for long. The shipped model and data set are read-only. Pushed
-repositories outlive the server in a state folder: one JSON file each, replaced whole by every commit, and the files'
-contents under their git ids in `blobs/`.
+It listens on the loopback address, asks for a token and serves the part of the Hub's API that the notebooks use;
+`room` serves many learners with it. It answers no web page, and no request keeps it busy for long. The shipped model
+and data set are read-only. Pushed repositories outlive the server in a state folder: one JSON file each, replaced whole
+by every commit, and the files' contents under their git ids in `blobs/`.
 """
 
 import asyncio
@@ -44,9 +44,11 @@ DATASET_ID = "rehearsal/multilingual-thinking-sample"
 _SHIPPED = {("models", MODEL_ID): "model", ("datasets", DATASET_ID): "dataset"}  # a repository's folder of the assets
 _HOST = "127.0.0.1"
 _LONGEST_BODY = 2**28  # an adapter of the published model, as text
-_LONGEST_METADATA = 2**16  # more would keep the parser busy for seconds
+_LONGEST_METADATA = 2**16  # characters; more would keep the parser busy for seconds
+_DEEPEST_METADATA = 20  # a card's results lie six deep
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 _PATIENCE_S = 60.0  # for a whole request
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what handlers make of bad bodies
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what handlers make of bad bodies
 
 
 class File(BaseModel, frozen=True):
@@ -77,10 +79,16 @@ class Repo(BaseModel, frozen=True):
         for commit in self.commits:
             if revision in ("main", commit.id):
                 return commit
-        raise _refusal(404, f"{self.id} has no revision {revision!r}: expected 'main' or a commit id", "Revision")
+        raise refusal(404, f"{self.id} has no revision {revision!r}: expected 'main' or a commit id", "Revision")
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+AccountOf = Callable[[Request], str]  # whose token a request carries; it raises the refusal of any other
+
+
+def new_token() -> str:
+    """A token of a kind that `session.redaction` knows."""
+    return f"rehearsal_{secrets.token_urlsafe(24)}"
 
 
 def revision(folder: str) -> str:
@@ -98,24 +106,32 @@ def _git_file(data: bytes) -> File:
     return File(oid=hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), size=len(data))
 
 
-def _refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
+def refusal(status: int, message: str, missing: str = "Repo") -> HTTPException:
     """An error answer; with a 404, `missing` tells the client what was not found: "Repo", "Revision" or "Entry"."""
     return HTTPException(status, message, {"X-Error-Code": f"{missing}NotFound"} if status == 404 else {})
 
 
-def _front_matter(card: str) -> str:
-    """The YAML between the "---" lines that a model card begins with; "" if it has none."""
+def metadata(card: str) -> dict[str, Any]:
+    """The YAML mapping between the "---" lines that a model card begins with; ValueError if that is something else.
+
+    It takes no aliases, a few lines of which can grow without end, and no deep nesting, which takes minutes to parse.
+    """
     first, *rest = card.lstrip().splitlines() or [""]
-    return "\n".join(takewhile(lambda line: line != "---", rest)) if first == "---" and "---" in rest else ""
-
-
-def _is_valid(metadata: str) -> bool:
-    """Whether a card's metadata is a YAML mapping without aliases, a few lines of which can grow without end."""
+    text = "\n".join(takewhile(lambda line: line != "---", rest)) if first == "---" and "---" in rest else ""
+    if len(text) > _LONGEST_METADATA:
+        raise ValueError("too long")
+    depth = 0
     try:
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(metadata, yaml.SafeLoader))
-        return not aliases and isinstance(yaml.safe_load(metadata or "{}"), dict)
-    except yaml.YAMLError:
-        return False
+        for event in yaml.parse(text, _LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_METADATA:
+                raise ValueError("an alias, or too deep")
+        values = yaml.load(text or "{}", _LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError("no YAML") from error
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    return values
 
 
 def _is_whole(content: Path, file: File) -> bool:
@@ -123,7 +139,7 @@ def _is_whole(content: Path, file: File) -> bool:
     return content.is_file() and _git_file(content.read_bytes()) == file
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file that a reader, or a kill half-way, finds whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -145,23 +161,25 @@ def _read_shipped(repo_id: str, folder: str) -> Repo:
     return Repo(id=repo_id, private=False, commits=(main, pinned))
 
 
-def _check_own(repo_id: str) -> None:
-    if not repo_id.startswith(f"{ACCOUNT}/"):
-        raise _refusal(403, f"{repo_id} is read-only: expected an id that starts with {ACCOUNT}/")
+def _check_own(request: Request, repo_id: str) -> None:
+    account = request.state.account
+    if not repo_id.startswith(f"{account}/"):
+        raise refusal(403, f"{repo_id} is read-only: expected an id that starts with {account}/")
 
 
 def _check_path(path: str) -> None:
     parts = PurePosixPath(path).parts
     if not parts or str(PurePosixPath(path)) != path or not {"/", "..", ".git"}.isdisjoint(parts):
-        raise _refusal(400, f"{path!r} is no path in a repository: expected one such as 'folder/file'")
+        raise refusal(400, f"{path!r} is no path in a repository: expected one such as 'folder/file'")
 
 
-def _own_model(asked: dict[str, Any]) -> str:
+async def _own_model(request: Request) -> str:
     """The id in the body of a request to create or delete a repository."""
+    asked = await request.json()
     if (kind := asked.get("type") or "model") != "model":
-        raise _refusal(400, f"it takes no {kind} repositories: expected a model")
-    repo_id = f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
-    _check_own(repo_id)
+        raise refusal(400, f"it takes no {kind} repositories: expected a model")
+    repo_id = f"{asked.get('organization') or request.state.account}/{asked['name']}"
+    _check_own(request, repo_id)
     return repo_id
 
 
@@ -175,45 +193,54 @@ def _entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
     return entries
 
 
-class _Api:
-    """The Hub's HTTP interface, for requests that carry the token."""
+class Api:
+    """The Hub's HTTP interface, for requests that carry an account's token to the address that it listens on."""
 
-    def __init__(self, state_dir: Path, token: str) -> None:
-        self._state, self._expected = state_dir, f"Bearer {token}".encode()
+    called = "a rehearsal Hub on this machine"
+
+    def __init__(self, state_dir: Path, account_of: AccountOf, host: str = _HOST) -> None:
+        self._state, self._account_of, self._host = state_dir, account_of, host
         state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(state_dir / ".lock")  # several servers may share the folder
         self._shipped = {place: _read_shipped(place[1], folder) for place, folder in _SHIPPED.items()}
 
-    def app(self) -> Starlette:
+    def routes(self) -> list[Route]:
+        """What it answers."""
         repo, file = "/api/{kind}/{owner}/{name}", "/{owner}/{name}/resolve/{revision}/{path:path}"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", "/api/validate-yaml", self.validate_yaml),
-            ("GET", "/api/whoami-v2", self.whoami),
-            ("POST", "/api/repos/create", self.create),
-            ("DELETE", "/api/repos/delete", self.delete),
-            ("GET", repo, self.info),
-            ("GET", repo + "/revision/{revision}", self.info),
-            ("GET", repo + "/tree/{revision}{path:path}", self.tree),
-            ("POST", repo + "/paths-info/{revision}", self.paths_info),
-            ("GET", repo + "/commits/{revision}", self.commits),
-            ("GET", repo + "/auth-check/write", self.auth_check),
-            ("POST", repo + "/preupload/{revision}", self.preupload),
-            ("POST", repo + "/commit/{revision}", self.commit),
-            ("GET", "/{kind}" + file, self.resolve),
-            ("GET", file, self.resolve),
+            ("POST", "/api/validate-yaml", self._validate_yaml),
+            ("GET", "/api/whoami-v2", self._whoami),
+            ("POST", "/api/repos/create", self._create),
+            ("DELETE", "/api/repos/delete", self._delete),
+            ("GET", repo, self._info),
+            ("GET", repo + "/revision/{revision}", self._info),
+            ("GET", repo + "/tree/{revision}{path:path}", self._tree),
+            ("POST", repo + "/paths-info/{revision}", self._paths_info),
+            ("GET", repo + "/commits/{revision}", self._commits),
+            ("GET", repo + "/auth-check/write", self._auth_check),
+            ("POST", repo + "/preupload/{revision}", self._preupload),
+            ("POST", repo + "/commit/{revision}", self._commit),
+            ("GET", "/{kind}" + file, self._resolve),
+            ("GET", file, self._resolve),
         ]
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST])  # no name that somebody else pointed here
-        errors = dict.fromkeys((HTTPException, OSError, *_MALFORMED), _explain)
-        return Starlette(routes=routes, middleware=[hosts], exception_handlers=errors, max_body_size=_LONGEST_BODY)
+        known = self._account_of
+        return [Route(path, self.guarded(handler, known), methods=[method]) for method, path, handler in table]
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def app(self, longest_body: int = _LONGEST_BODY) -> Starlette:
+        """The application to serve, which refuses a body of more bytes."""
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[self._host])  # no name that somebody else pointed here
+        errors = dict.fromkeys((HTTPException, OSError, *MALFORMED), self._explain)
+        return Starlette(
+            routes=self.routes(), middleware=[hosts], exception_handlers=errors, max_body_size=longest_body
+        )
+
+    def guarded(self, handler: Handler, account_of: AccountOf) -> Handler:
+        """A handler that finds in `request.state.account` who asks, and that no web page and no slow client reaches."""
+
         async def answer(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode()
             if "origin" in request.headers:
-                raise _refusal(403, "it answers programs: found a request of a web page")
-            if not secrets.compare_digest(given, self._expected):
-                raise _refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
+                raise refusal(403, "it answers programs: found a request of a web page")
+            request.state.account = account_of(request)
             async with asyncio.timeout(_PATIENCE_S):
                 return await handler(request)
 
@@ -222,7 +249,7 @@ class _Api:
     def _record(self, repo_id: str) -> Path:
         """Where a pushed model is kept; an id that could lead out of the folder is refused."""
         if not REPO_ID.fullmatch(repo_id):
-            raise _refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
+            raise refusal(404, f"{repo_id!r} is not a valid id: expected letters, digits, '-', '_' and '.'")
         return self._state / "models" / f"{repo_id}.json"
 
     def _get(self, kind: str, repo_id: str) -> Repo:
@@ -230,21 +257,23 @@ class _Api:
         if shipped := self._shipped.get((kind, repo_id)):
             return shipped
         if kind != "models" or not (record := self._record(repo_id)).is_file():
-            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed to {ACCOUNT}/"
-            raise _refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
+            known = f"{MODEL_ID}, {DATASET_ID} or what was pushed here"
+            raise refusal(404, f"no {repo_id!r} among its {kind}: expected {known}; for huggingface.co change profile")
         with suppress(ValueError):
             repo = Repo.model_validate_json(record.read_bytes())
             if repo.id == repo_id:
                 return repo
         place = f"hub/models/{repo_id}.json in the run's folder"
-        raise _refusal(422, f"its record of {repo_id} is damaged: delete {place} and push again")
+        raise refusal(422, f"its record of {repo_id} is damaged: delete {place} and push again")
 
     def _append(self, repo: Repo, files: dict[str, File], title: str) -> Commit:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         commit = Commit(id=secrets.token_hex(20), date=now, title=title, files=files)
-        longer = repo.model_copy(update={"commits": (commit, *repo.commits)})
-        _write_whole(self._record(repo.id), longer.model_dump_json(indent=1).encode())
+        self._keep(repo.model_copy(update={"commits": (commit, *repo.commits)}))
         return commit
+
+    def _keep(self, repo: Repo) -> None:
+        write_whole(self._record(repo.id), repo.model_dump_json(indent=1).encode())
 
     def _located(self, request: Request) -> tuple[Repo, Commit, str]:
         """Find the repository, commit and path that a request's address names."""
@@ -256,61 +285,62 @@ class _Api:
         shipped = ASSETS / ("model" if repo.id == MODEL_ID else "dataset") / path
         return shipped if repo in self._shipped.values() else self._state / "blobs" / file.oid
 
-    async def validate_yaml(self, request: Request) -> Response:
-        metadata = _front_matter((await request.json())["content"])
-        valid = len(metadata) <= _LONGEST_METADATA and _is_valid(metadata)
-        errors = [] if valid else [{"message": "the card's metadata is not a YAML mapping such as 'license: mit'"}]
-        return JSONResponse({"errors": errors, "warnings": []}, 200 if valid else 400)
+    async def _validate_yaml(self, request: Request) -> Response:
+        card, errors = (await request.json())["content"], []
+        try:
+            metadata(card)
+        except ValueError:
+            errors = [{"message": "the card's metadata is not a YAML mapping such as 'license: mit'"}]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
-    async def whoami(self, request: Request) -> Response:
+    async def _whoami(self, request: Request) -> Response:
         auth = {"accessToken": {"role": "write"}}
-        return JSONResponse({"type": "user", "name": ACCOUNT, "orgs": [], "auth": auth})
+        return JSONResponse({"type": "user", "name": request.state.account, "orgs": [], "auth": auth})
 
-    async def create(self, request: Request) -> Response:
-        asked = await request.json()
-        repo_id = _own_model(asked)
+    async def _create(self, request: Request) -> Response:
+        repo_id = await _own_model(request)
         with self._lock:
             if made := not self._record(repo_id).exists():
-                private = asked.get("visibility") == "private"
+                private = (await request.json()).get("visibility") == "private"
                 self._append(Repo(id=repo_id, private=private, commits=()), {}, "initial commit")
         return JSONResponse({"name": repo_id, "url": f"{request.base_url}{repo_id}"}, 200 if made else 409)
 
-    async def delete(self, request: Request) -> Response:
-        repo_id = _own_model(await request.json())
+    async def _delete(self, request: Request) -> Response:
+        repo_id = await _own_model(request)
         self._get("models", repo_id)
         self._record(repo_id).unlink()  # the blobs stay
         return JSONResponse({})
 
-    async def info(self, request: Request) -> Response:
+    async def _info(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
         files = sorted(commit.files.items())
         siblings = [{"rfilename": path, "size": file.size, "blobId": file.oid} for path, file in files]
         about = {"id": repo.id, "sha": commit.id, "private": repo.private, "tags": []}
         return JSONResponse(about | {"siblings": siblings})
 
-    async def tree(self, request: Request) -> Response:
+    async def _tree(self, request: Request) -> Response:
         repo, commit, folder = self._located(request)
         prefix = f"{folder}/" if folder else ""
         below = {path: entry for path, entry in _entries(commit.files).items() if path.startswith(prefix)}
         if folder and not below:
-            raise _refusal(404, f"{repo.id} has no folder {folder!r} at {commit.id}", "Entry")
+            raise refusal(404, f"{repo.id} has no folder {folder!r} at {commit.id}", "Entry")
         recursive = request.query_params.get("recursive", "").lower() == "true"
         return JSONResponse([below[path] for path in below if recursive or "/" not in path.removeprefix(prefix)])
 
-    async def paths_info(self, request: Request) -> Response:
+    async def _paths_info(self, request: Request) -> Response:
         entries = _entries(self._located(request)[1].files)
         asked = parse_qs((await request.body()).decode()).get("paths", [])
         return JSONResponse([entries[path] for path in asked if path in entries])
 
-    async def commits(self, request: Request) -> Response:
+    async def _commits(self, request: Request) -> Response:
         commits, missing = self._located(request)[0].commits, {"message": "", "authors": []}
         return JSONResponse([commit.model_dump(exclude={"files"}) | missing for commit in commits])
 
-    async def auth_check(self, request: Request) -> Response:
-        _check_own(self._located(request)[0].id)
+    async def _auth_check(self, request: Request) -> Response:
+        _check_own(request, self._located(request)[0].id)
         return JSONResponse({})
 
-    async def preupload(self, request: Request) -> Response:
+    async def _preupload(self, request: Request) -> Response:
         # A client that is told a file's id leaves the file out if it has not changed, so a push can be repeated.
         repo, commit, _ = self._located(request)
         files = commit.files.items()
@@ -319,69 +349,66 @@ class _Api:
         mode = {"uploadMode": "regular", "shouldIgnore": False}
         return JSONResponse({"files": [{"path": path, **mode, **known.get(path, {})} for path in paths]})
 
-    async def commit(self, request: Request) -> Response:
+    async def _commit(self, request: Request) -> Response:
         repo, commit, _ = self._located(request)
-        _check_own(repo.id)
+        _check_own(request, repo.id)
         if "create_pr" in request.query_params or commit != repo.commits[0]:
-            raise _refusal(400, "it has neither pull requests nor branches: expected a push to 'main'")
+            raise refusal(400, "it has neither pull requests nor branches: expected a push to 'main'")
         header, *operations = [json.loads(line) for line in (await request.body()).splitlines() if line.strip()]
         if any(operation["key"] != "file" for operation in operations):
-            raise _refusal(400, "it only adds and replaces files")
+            raise refusal(400, "it only adds and replaces files")
         contents = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in operations}
         files = {path: _git_file(data) for path, data in contents.items()}
         for path, data in contents.items():
             _check_path(path)
-            _write_whole(self._state / "blobs" / files[path].oid, data)
+            write_whole(self._state / "blobs" / files[path].oid, data)
         with self._lock:
             repo = self._get("models", repo.id)
             commit = self._append(repo, repo.commits[0].files | files, header["value"]["summary"])
         url = f"{request.base_url}{repo.id}/commit/{commit.id}"
         return JSONResponse({"success": True, "commitUrl": url, "commitOid": commit.id})
 
-    async def resolve(self, request: Request) -> Response:
+    async def _resolve(self, request: Request) -> Response:
         repo, commit, path = self._located(request)
         if path not in commit.files:
-            raise _refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
+            raise refusal(404, f"{repo.id} has no file {path!r} at {commit.id}", "Entry")
         file = commit.files[path]
         content = self._content(repo, path, file)
         if not _is_whole(content, file):
-            raise _refusal(422, f"its copy of {path!r} in {repo.id} is damaged: push again")
+            raise refusal(422, f"its copy of {path!r} in {repo.id} is damaged: push again")
         return FileResponse(content, headers={"ETag": f'"{file.oid}"', "X-Repo-Commit": commit.id})
 
+    async def _explain(self, request: Request, error: Exception) -> Response:
+        """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
+        if isinstance(error, HTTPException):
+            answer = error
+        elif isinstance(error, TimeoutError):
+            answer = HTTPException(408, f"expected the whole request within {_PATIENCE_S:.0f} s")
+        elif isinstance(error, OSError):
+            answer = HTTPException(500, f"cannot use its folder: {error.strerror}")
+        else:
+            answer = HTTPException(400, f"the request is malformed ({type(error).__name__})")
+        message = f"This is {self.called}: {answer.detail}"
+        headers = {**(answer.headers or {}), "X-Error-Message": message.encode("ascii", "replace").decode()}
+        return JSONResponse({"error": message}, answer.status_code, headers)
 
-async def _explain(request: Request, error: Exception) -> Response:
-    """Answer with an error in the body and, since the answer to a HEAD request has none, in a header too."""
-    if isinstance(error, HTTPException):
-        answer = error
-    elif isinstance(error, TimeoutError):
-        answer = HTTPException(408, f"expected the whole request within {_PATIENCE_S:.0f} s")
-    elif isinstance(error, OSError):
-        answer = HTTPException(500, f"cannot use its folder: {error.strerror}")
-    else:
-        answer = HTTPException(400, f"the request is malformed ({type(error).__name__})")
-    message = f"This is a rehearsal Hub on this machine: {answer.detail}"
-    headers = {**(answer.headers or {}), "X-Error-Message": message.encode("ascii", "replace").decode()}
-    return JSONResponse({"error": message}, answer.status_code, headers)
 
+class Server:
+    """Serves an application; use `start` and `stop`, or a `with` block."""
 
-class RehearsalHub:
-    """The server. `start` it, then point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`; or use a `with` block."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self.token = f"rehearsal_{secrets.token_urlsafe(24)}"
-        self.endpoint = ""
-        self._app = _Api(state_dir, self.token).app()
+    def __init__(self, app: Starlette, host: str = _HOST, port: int = 0) -> None:
+        self.endpoint, self._app, self._host, self._port = "", app, host, port
 
     def start(self) -> None:
-        """Serve on a free port of the loopback address from a daemon thread; return once it answers."""
+        """Serve from a daemon thread, on a free port if the port is 0; return once it answers."""
         quiet: dict[str, Any] = {"log_config": None, "log_level": "critical"}  # a notebook shows no server's log
         plain: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "timeout_graceful_shutdown": 1}
-        self._server = uvicorn.Server(uvicorn.Config(self._app, _HOST, 0, **quiet, **plain))
+        self._server = uvicorn.Server(uvicorn.Config(self._app, self._host, self._port, **quiet, **plain))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
-                raise FtlibError(f"the rehearsal Hub did not start on {_HOST}; restart the kernel")
+                raise FtlibError(f"the rehearsal Hub did not start on {self._host}; restart the kernel")
             time.sleep(0.01)
         host, port = self._server.servers[0].sockets[0].getsockname()
         self.endpoint = f"http://{host}:{port}"
@@ -397,3 +424,17 @@ class RehearsalHub:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class RehearsalHub(Server):
+    """The Hub on this machine. Once it has started, point HF_ENDPOINT at `endpoint` and HF_TOKEN at `token`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.token = new_token()
+        super().__init__(Api(state_dir, self._account_of).app())
+
+    def _account_of(self, request: Request) -> str:
+        given = request.headers.get("authorization", "").encode()
+        if not secrets.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise refusal(401, "expected the token that ftlib's session put in HF_TOKEN")
+        return ACCOUNT

@@ -94,6 +94,8 @@ def explain(error: BaseException, command: str = "") -> str:
     status = int(found.response.status_code) if hasattr(found, "response") else 0
     otherwise = "wait until it is well again" if status >= 500 else "look at the repository and your account there"
     advice = _missing(found) or ADVICE.get(status, otherwise) if status else "check the network and the proxy"
+    if status == 401 and "ftlib join" in _says(found):
+        advice = "join the room again with `ftlib join`"
     then = f", then run `{command}`; the saved adapter is complete and unchanged" if command else ""
     return f"{_told(found)}; {advice}{then}"
 
@@ -102,10 +104,15 @@ def _told(error: BaseException) -> str:
     """What happened, in our own words: an error's text, or a far Hub's, may hold a secret."""
     if not hasattr(error, "response"):
         return f"{OUT_OF_REACH} ({type(error.__cause__ or error).__name__})"
-    status, says = int(error.response.status_code), error.response.headers.get("X-Error-Message", "")
+    status, says = int(error.response.status_code), _says(error)
     told = f"the Hub answers {status} {httpx2.codes.get_reason_phrase(status)}".rstrip()
-    is_near = bool(says) and error.response.request.url.host == "127.0.0.1"
-    return f"{told} ({says})" if is_near and status not in ADVICE else told
+    return f"{told} ({says})" if says and status not in ADVICE else told
+
+
+def _says(error: Any) -> str:
+    """A rehearsal Hub's own words: no other Hub is spoken to without encryption."""
+    is_near = error.response.request.url.scheme == "http"
+    return str(error.response.headers.get("X-Error-Message", "")) if is_near else ""
 
 
 def _missing(error: BaseException) -> str:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
-from ftlib.session import device, kernel, manifest, parameters, records, redaction, storage
+from ftlib.session import device, kernel, manifest, parameters, records, redaction, room, storage
 from ftlib.session.processes import place
 
 OUTPUT_ROOT = "outputs"
@@ -65,8 +66,9 @@ class Session:
     @property
     def hub_description(self) -> str:
         """Which Hub the Hugging Face libraries talk to, in words."""
-        rehearsal = "a rehearsal Hub on this machine (127.0.0.1), not huggingface.co"
-        return f"the Hub is {rehearsal if self.profile.hub.is_rehearsal else self.hub_url}"
+        hub = self.profile.hub
+        where = f"of the room at {hub.endpoint}" if hub.is_room else "on this machine (127.0.0.1)"
+        return f"the Hub is {f'a rehearsal Hub {where}, not huggingface.co' if hub.is_rehearsal else self.hub_url}"
 
     @property
     def adapter_dir(self) -> Path:
@@ -269,13 +271,16 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     constants = sys.modules.get("huggingface_hub.constants")  # which reads the environment
     if constants and endpoint != constants.ENDPOINT:
         raise FtlibError("huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel")
-    if profile.hub.is_rehearsal:
+    if profile.hub.is_room:
+        token = room.token(project_root() / OUTPUT_ROOT, endpoint)
+    elif profile.hub.is_rehearsal:
         from ftlib.rehearsal.hub import RehearsalHub
 
         hub = RehearsalHub(output_dir / "hub")
         hub.start()
         endpoint, token, servers = hub.endpoint, hub.token, [hub]
-        _isolate(token, storage.rehearsal_cache(output_dir))
+    if profile.hub.is_rehearsal:
+        _isolate(token, storage.rehearsal_cache(output_dir), str(urlsplit(endpoint).hostname))
     elif storage.has_scratch():  # HF_HOME would move the log-in as well
         for name, folder in CACHES.items():
             os.environ.setdefault(name, str(storage.SCRATCH / "huggingface" / folder))
@@ -288,7 +293,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     return endpoint, servers
 
 
-def _isolate(token: str, cache: Path) -> None:
+def _isolate(token: str, cache: Path, host: str) -> None:
     """Leave the person's own token, cache, proxies and Hub settings untouched and unseen in a rehearsal."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING", "_HF_", "TRANSFORMERS_")) or name.lower().endswith("_proxy"):
@@ -298,8 +303,8 @@ def _isolate(token: str, cache: Path) -> None:
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or load_dataset would report the download to a server
-        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
-        # Everything is on this machine: there is nothing to wait for.
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(dict.fromkeys(("127.0.0.1", host)))),
+        # Everything is small and near: there is nothing to wait for.
         **dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1"),
     }
 

@@ -172,7 +172,9 @@ def test_repositories_are_created_once_are_private_if_asked_and_can_be_deleted(a
     assert not api.repo_exists(ADAPTER)
 
 
-@pytest.mark.parametrize("metadata", ["license: [mit", "- mit", "a: &a [mit]\nb: *a", "a: " + "x" * 70_000])
+@pytest.mark.parametrize(
+    "metadata", ["license: [mit", "- mit", "a: &a [mit]\nb: *a", "a: " + "x" * 70_000, "a: " + "[" * 99 + "]" * 99]
+)
 def test_a_card_with_broken_metadata_is_refused(api: HfApi, metadata: str) -> None:
     api.create_repo(ADAPTER)
     with pytest.raises(ValueError, match="not a YAML mapping"):
