@@ -227,7 +227,8 @@ def join(
 
     code = os.environ.get("FTLIB_ROOM_CODE") or typer.prompt("The room's code")
     member = room.join(project_root() / OUTPUT_ROOT, address.rstrip("/"), name, code)
-    profile = f'extends = "tiny"\nname = "tiny"  # so it goes on with what was trained before\n\n[hub]\nendpoint = "{member.address}"'
+    # By the name of tiny, it goes on with what was trained before.
+    profile = f'extends = "tiny"\nname = "tiny"\n\n[hub]\nendpoint = "{member.address}"'
     print(f"You are {member.account}. Save this as room.toml, and run the notebooks with it:\n\n{profile}")
 
 
