@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks assets lock
 
 help: ## list these targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' Makefile
 
 walkthrough: $(INSTALLED) ## run the six notebooks on the tiny profile and write the report
 	@$(BIN)/ftlib run --profile tiny
@@ -90,12 +90,6 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 		--no-annotate \
 		| sed -e '/^torch==/s/$$/+$(CUDA)/' -e 's/^/      - /' >> environment.yml
 
-$(INSTALLED): requirements.lock requirements.hashes pyproject.toml | $(BIN)/python
-	@$(BIN)/python -P ftlib/machine/install.py
+$(INSTALLED): requirements.lock requirements.hashes pyproject.toml
+	@$(PYTHON) ftlib/machine/install.py
 	@touch $@
-
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "$(PYTHON) gives '$$($(PYTHON) --version 2>&1)', but Python 3.11 or later is needed:" \
-			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
