@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks assets lock
+.PHONY: help walkthrough lab bundle test test-fast test-slow test-gpu lint strip notebooks assets lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
 		> .venv/share/jupyter/lab/settings/overrides.json
 	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
+
+bundle: $(INSTALLED) ## for a room without a network: outputs/bundle installs from itself; PYTHONS="3.11 3.12"
+	@$(BIN)/python -m ftlib.machine.bundle $(PYTHONS)
 
 # Side by side: mypy computes on one core, and the tests leave one idle while they wait.
 test: $(INSTALLED) ## check style and types, and all that a change can break, each once

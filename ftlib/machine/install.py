@@ -68,7 +68,7 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float | None 
     except subprocess.TimeoutExpired:
         raise CommandError(f"no answer in {timeout:.0f} s") from None
     if done.returncode:
-        said = re.split(r"(?i)\berror: ", done.stderr, maxsplit=1)[-1]
+        said = re.split(r"(?im)^error: ", done.stderr)[-1]
         raise CommandError(textwrap.shorten(said, 200, placeholder=" ..."))
     return done.stdout + done.stderr
 

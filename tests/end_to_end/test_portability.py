@@ -4,6 +4,7 @@ Run as a program, this file plays one walkthrough's surroundings on Windows firs
 """
 
 import builtins
+import contextlib
 import importlib
 import json
 import ntpath
@@ -115,10 +116,13 @@ def play() -> dict[str, Any]:
     from ftlib.machine import doctor
     from ftlib.runner import ranks
     from ftlib.session import device, manifest, records, redaction
-    from ftlib.session.session import from_root
+    from ftlib.session.session import from_root, project_root
 
     ranks.join()
     session.claim_training()
+    Path("notebooks/01_setup.ipynb").touch()
+    with contextlib.chdir("my own"):
+        from_below = project_root() == session.project_root
     folder = session.output_dir / "sealed"
     folder.mkdir()
     (folder / "weights").write_bytes(b"1")
@@ -133,6 +137,7 @@ def play() -> dict[str, Any]:
         "record": record.read_text(encoding="utf-8"),
         "sealed": sorted(manifest.verify(folder)),
         "peak": device.peak_memory_bytes(),
+        "from below": from_below,
         "memory": device.memory_bytes(use_cpu=True),
         "other drive": from_root("D:/own.toml"),
     }
@@ -163,6 +168,7 @@ def test_what_surrounds_a_walkthrough_is_there_on_every_system(project: Path) ->
         "command": 'ftlib push --profile "my own/own.toml"',
         "device": f"{cores} cores of AMD64",
         "device on macOS": f"{cores} cores of arm64",
+        "from below": True,
         "other drive": "D:/own.toml",
         "peak": PEAK,
         "record": '{\n  "text": "日本 [secret removed]"\n}\n',
