@@ -95,4 +95,3 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 
 $(INSTALLED): requirements.lock requirements.hashes pyproject.toml
 	@$(PYTHON) ftlib/machine/install.py
-	@touch $@

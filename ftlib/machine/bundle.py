@@ -61,7 +61,7 @@ def main(
     except (FtlibError, CommandError) as error:
         sys.exit(f"error: {error}")
     size = sum(path.stat().st_size for path in BUNDLE.rglob("*")) / 1e6
-    print(f"{BUNDLE}: {size:,.0f} MB. Copy it to a laptop, and run there: python3 install.py")
+    print(f"{BUNDLE}: {size:,.0f} MB. Copy it to a laptop and run there: python3 install.py (Windows: py install.py)")
     raise typer.Exit(int(missing))
 
 
@@ -99,9 +99,10 @@ def copy_project() -> None:
 
 def learners_lock() -> str:
     """The lock without what only Azure and development need."""
-    uv = (sys.executable, "-m", "uv", "pip", "compile", "-q", "pyproject.toml", "-c", LOCK, "--universal")
-    python = ("--python-version", "3.11", "--no-header", "--no-annotate")
-    resolved = install.run(*uv, *python, env=install.uv_environment(install.pip_settings()))
+    settings = install.pip_settings()
+    uv = (sys.executable, "-m", "uv", "pip", "compile", "-q", "pyproject.toml", "-c", LOCK, *install.no_index(settings))
+    universal = ("--universal", "--python-version", "3.11", "--no-header", "--no-annotate")
+    resolved = install.run(*uv, *universal, env=install.uv_environment(settings))
     names = {*PIN.findall(resolved), *INSTALLERS}
     return "".join(found[0] for found in PIN.finditer(Path(LOCK).read_text(encoding="utf-8")) if found[1] in names)
 

@@ -88,6 +88,11 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
     return LIKE_PIP | translated | dict(os.environ)
 
 
+def no_index(settings: dict[str, str]) -> tuple[str, ...]:
+    """The option that keeps uv from asking any index, where pip's settings do; uv has no variable for it."""
+    return ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
+
+
 def choose_torch(uv: Callable[..., str]) -> tuple[str, tuple[str, ...]]:
     """Choose torch's build before anything is downloaded: the choice with its reason, and options for uv."""
 
@@ -118,9 +123,7 @@ def install_with_uv() -> None:
     only_uv = Path(sys.prefix, "uv.hashes")
     only_uv.write_text("".join(re.findall(r"^uv==(?:.*\\\n)*.*\n", Path(HASHES).read_text(), re.MULTILINE)))
     run(*PIP, "install", "-r", str(only_uv))
-    # uv has an option for this, and no variable.
-    no_index = ("--no-index",) * (settings.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"))
-    uv = partial(run, *UV, *no_index, env=uv_environment(settings))
+    uv = partial(run, *UV, *no_index(settings), env=uv_environment(settings))
     choice, options = choose_torch(uv)
     print(choice, flush=True)
     uv("-r", LOCK, "-c", HASHES, *options)
@@ -191,6 +194,7 @@ def install() -> None:
             run(*PIP, "install", *FTLIB)
     except CommandError as error:
         sys.exit(f"{LOCK} could not be installed: {error}. Fix that and try again; without .venv it starts afresh")
+    Path(sys.prefix, ".installed").touch()  # for make
     print(f"Installed in {time.monotonic() - began:.0f} s, with torch {importlib.metadata.version('torch')}")
 
 

@@ -106,12 +106,13 @@ def test_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
 
 def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python"
-    pretend = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 2); $2"'
-    old.write_text(f"#!/bin/sh\n[ $1 = --version ] && exec echo Python 3.9.2\n{pretend}\n")
+    pretend = f"import runpy, sys; sys.version_info = (3, 9, 2); sys.executable = '{old}'"
+    run = "runpy.run_path('$1', run_name='__main__')"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}; {run}"\n')
     old.chmod(0o755)
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "requirements.lock", "requirements.hashes"):
-        (tmp_path / name).touch()
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes", "ftlib/machine/install.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(["make", "walkthrough", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
     refusal = f"{old} gives 'Python 3.9.2', but Python 3.11 or later is needed: make walkthrough PYTHON=python3.12"
     assert done.returncode != 0
