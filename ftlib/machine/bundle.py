@@ -140,8 +140,8 @@ def _fetch(names: list[str], system: System, python: str, folder: Path) -> None:
     build = "+cpu" if system.markers["sys_platform"] == "linux" else ""
     blocks = re.findall(r"^([\w.-]+==[\w.]+).*((?:\\\n    --hash=\S+ ?)+)", Path(HASHES).read_text(), re.MULTILINE)
     hashed = [f"{name} {hashes}\n" for name, hashes in blocks if name in names]
-    for torch in [name for name in names if name.startswith("torch==")]:
-        install.run(*command, f"{torch}{build}")
+    for name in {*names} - {name for name, _ in blocks}:
+        install.run(*command, f"{name}{build}")
     if hashed:
         listed = folder / HASHES
         listed.write_text("".join(hashed))
