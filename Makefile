@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 CUDA ?= cu126
+IP ?= 127.0.0.1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -33,7 +34,7 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
 		> .venv/share/jupyter/lab/settings/overrides.json
-	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
+	@$(BIN)/jupyter lab --ip $(IP) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
 bundle: $(INSTALLED) ## for a room without a network: outputs/bundle installs from itself; PYTHONS="3.11 3.12"
 	@$(BIN)/python -m ftlib.machine.bundle $(PYTHONS)
