@@ -130,9 +130,11 @@ def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     run = "runpy.run_path('$1', run_name='__main__')"
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}; {run}"\n')
     old.chmod(0o755)
-    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes", "ftlib/machine/install.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "ftlib/machine").mkdir(parents=True)
+    for name in ("Makefile", "ftlib/machine/install.py"):
         shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("pyproject.toml", "requirements.lock", "requirements.hashes"):
+        (tmp_path / name).touch()
     done = subprocess.run(["make", "walkthrough", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
     refusal = f"{old} gives 'Python 3.9.2', but Python 3.11 or later is needed: make walkthrough PYTHON=python3.12"
     assert done.returncode != 0

@@ -13,6 +13,7 @@ from helpers import HANGING_S, ROOT
 
 NOWHERE = "http://127.0.0.1:9"
 PYTHON = "{}.{}".format(*sys.version_info)
+LINUX = "manylinux_2_28_x86_64"
 OWN = "cp{}{}-none".format(*sys.version_info)
 LOCK = """# a remark
 azure-thing==1.0
@@ -53,9 +54,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (clone / "notebooks").mkdir(parents=True)
     pins = [write_wheel(links, name, "1.0") for name in ("azure_thing", "everywhere", "in_windows", "twice")]
     pins.append(write_wheel(links, "twice", "2.0"))
-    for version, tag in (("2.13.0+cpu", "linux_x86_64"), ("2.13.0", "win_amd64")):
-        platform = "manylinux_2_28_x86_64" if tag.startswith("linux") else tag
-        write_wheel(links, "torch", version, f"{OWN}-{platform}")
+    for version, platform in (("+cpu", LINUX), ("+cu130", LINUX), ("", "win_amd64")):
+        write_wheel(links, "torch", f"2.13.0{version}", f"{OWN}-{platform}")
     (clone / "requirements.lock").write_text(LOCK)
     (clone / "requirements.hashes").write_text("".join(pins))
     (clone / "pyproject.toml").write_text(PROJECT)
@@ -89,7 +89,7 @@ def test_it_packs_what_learners_need_for_each_system_that_has_wheels(clone: Path
     assert packed == {
         *("install.py", "notebooks/1 für alle.ipynb", "pyproject.toml", "requirements.hashes", "requirements.lock"),
         *("wheels/everywhere-1.0-py3-none-any.whl", "wheels/in_windows-1.0-py3-none-any.whl"),
-        *(f"wheels/torch-2.13.0+cpu-{OWN}-manylinux_2_28_x86_64.whl", f"wheels/torch-2.13.0-{OWN}-win_amd64.whl"),
+        *(f"wheels/torch-2.13.0+cpu-{OWN}-{LINUX}.whl", f"wheels/torch-2.13.0-{OWN}-win_amd64.whl"),
         *("wheels/twice-1.0-py3-none-any.whl", "wheels/twice-2.0-py3-none-any.whl"),
     }
     locked = (clone / "outputs/bundle/requirements.lock").read_text()

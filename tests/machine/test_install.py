@@ -77,6 +77,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def outsider(tmp_path: Path) -> str:
+    """The Python of another environment: without pip, so that nothing can be installed into it by mistake."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "other"], check=True)
+    return str(tmp_path / "other/bin/python")
+
+
 def run_install(python: str = ".venv/bin/python") -> subprocess.CompletedProcess[str]:
     command = [python, "-P", ROOT / "ftlib/machine/install.py"]
     return subprocess.run(command, capture_output=True, text=True)
@@ -172,18 +179,17 @@ def test_pytorchs_index_gives_the_build_that_suits_the_machine(monkeypatch: pyte
 
 def test_what_a_bundle_brings_is_all_that_is_used(project: Path) -> None:
     """No index is asked, in which there is a build that would be preferred."""
-    write_torch(project / "wheels", "2.13.0+cpu", f"{TAG}-none-linux_x86_64")
-    write_torch(project / "index/other", "2.13.0+cu130")
+    write_torch(project / "wheels", "2.13.0", f"{TAG}-none-linux_x86_64")
     shutil.rmtree(project / "index/torch")
-    (project / "index/other").rename(project / "index/torch")
+    write_torch(project / "index/torch", "2.13.0+cu130")
     done = run_install()
     assert done.stderr == ""
-    assert done.stdout.splitlines()[1] == "torch 2.13.0+cpu: your own links or indexes have this build"
-    assert installed() == {"torch-2.13.0+cpu", "ftlib-0"}
+    assert done.stdout.splitlines()[1] == "torch 2.13.0: your own links or indexes have this build"
+    assert installed() == {"torch-2.13.0", "ftlib-0"}
     assert (project / ".venv/.installed").exists()
 
 
-def test_it_makes_the_venv_and_names_the_command(project: Path) -> None:
+def test_it_makes_the_venv_and_names_the_command(project: Path, outsider: str) -> None:
     """Also one that was left unfinished, by a Python that belongs to another environment."""
     write_torch(project / "wheels", "2.13.0", f"{TAG}-none-linux_x86_64")
     for name, text in (("lock", "torch==2.13.0\n"), ("hashes", "")):  # no uv: pip does it all
@@ -193,17 +199,17 @@ def test_it_makes_the_venv_and_names_the_command(project: Path) -> None:
     (project / "pyproject.toml").write_text(system)
     packages = next(project.glob(".venv/lib/python*/site-packages"))
     (packages / "pip").unlink()
-    done = run_install(sys.executable)
+    done = run_install(outsider)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "Installing requirements.lock into .venv, once ..."
     assert done.stdout.splitlines()[-1] == "Run the walkthrough: .venv/bin/ftlib run"
     assert installed() == {"torch-2.13.0", "ftlib-0"}
 
 
-def test_a_python_that_a_bundle_has_no_wheels_for_makes_no_venv(project: Path) -> None:
+def test_a_python_that_a_bundle_has_no_wheels_for_makes_no_venv(project: Path, outsider: str) -> None:
     write_torch(project / "wheels", "2.13.0", f"{TAG}-none-win_amd64")
     shutil.rmtree(project / ".venv")
-    done = run_install(sys.executable)
+    done = run_install(outsider)
     assert done.returncode == 1
     assert done.stderr.endswith(f" on linux, but torch-2.13.0-{TAG}-none-win_amd64.whl; use another Python\n")
     assert not (project / ".venv").exists()
