@@ -39,7 +39,7 @@ SYSTEMS = (
     ),
     System(
         "macOS arm64",
-        ("macosx_15_0_arm64",),
+        ("macosx_15_0_arm64",),  # which the locked xllamacpp asks for
         {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
     ),
     System(
@@ -138,13 +138,14 @@ def _fetch(names: list[str], system: System, python: str, folder: Path) -> None:
     target = ("--python-version", python, "--implementation", "cp", *platforms)
     command = (*PIP, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *target)
     build = "+cpu" if system.markers["sys_platform"] == "linux" else ""
-    blocks = re.findall(r"^([\w.-]+==[\w.]+).*((?:\\\n    --hash=\S+ ?)+)", Path(HASHES).read_text(), re.MULTILINE)
+    text = Path(HASHES).read_text(encoding="utf-8")
+    blocks = re.findall(r"^([\w.-]+==[\w.]+).*((?:\\\n    --hash=\S+ ?)+)", text, re.MULTILINE)
     hashed = [f"{name} {hashes}\n" for name, hashes in blocks if name in names]
     for name in {*names} - {name for name, _ in blocks}:
         install.run(*command, f"{name}{build}")
     if hashed:
         listed = folder / HASHES
-        listed.write_text("".join(hashed))
+        listed.write_text("".join(hashed), encoding="utf-8")
         install.run(*command, "-r", str(listed))
 
 

@@ -52,6 +52,7 @@ IMPORTED = (
 VENV = Path(".venv")
 BY_MAKE = "MAKELEVEL" in os.environ
 WHEELS = Path("wheels")  # what `make bundle` has downloaded
+LONGEST_FOLDER = 38  # characters: the longest path below takes 221 more, and Windows as it comes allows 259
 PATIENCE = 30.0  # seconds for PyTorch's index: it can save gigabytes, but a firewall may never let it answer
 
 
@@ -121,7 +122,8 @@ def install_with_uv() -> None:
     """Install the lock and ftlib with uv, which pip installs first."""
     settings = pip_settings()
     only_uv = Path(sys.prefix, "uv.hashes")
-    only_uv.write_text("".join(re.findall(r"^uv==(?:.*\\\n)*.*\n", Path(HASHES).read_text(), re.MULTILINE)))
+    hashes = Path(HASHES).read_text(encoding="utf-8")
+    only_uv.write_text("".join(re.findall(r"^uv==(?:.*\\\n)*.*\n", hashes, re.MULTILINE)), encoding="utf-8")
     run(*PIP, "install", "-r", str(only_uv))
     uv = partial(run, *UV, *no_index(settings), env=uv_environment(settings))
     choice, options = choose_torch(uv)
@@ -167,6 +169,8 @@ def main() -> None:
         sys.exit(f"found no {LOCK} in the working folder; change to the project's folder first")
     if VENV.is_dir() and VENV.samefile(sys.prefix):
         return install()
+    if sys.platform == "win32" and (length := len(str(Path.cwd()))) > LONGEST_FOLDER:
+        print(f"This folder's path has {length} characters. If a file is not found later, use a shorter one: C:\\ftlib")
     python = make_venv()
     if code := subprocess.run([python, "-P", __file__]).returncode:
         sys.exit(code)
