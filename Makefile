@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 CUDA ?= cu126
+IP ?= 127.0.0.1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -21,10 +22,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough lab test test-fast test-slow test-gpu lint strip notebooks exercises handouts assets lock
+.PHONY: help walkthrough lab bundle test test-fast test-slow test-gpu lint strip notebooks exercises handouts assets lock
 
 help: ## list these targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' Makefile
 
 walkthrough: $(INSTALLED) ## run the six notebooks on the tiny profile and write the report
 	@$(BIN)/ftlib run --profile tiny
@@ -34,7 +35,10 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
 		> .venv/share/jupyter/lab/settings/overrides.json
-	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
+	@$(BIN)/jupyter lab --ip $(IP) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
+
+bundle: $(INSTALLED) ## for a room without a network: outputs/bundle installs from itself; PYTHONS="3.11 3.12"
+	@$(BIN)/python -m ftlib.machine.bundle $(PYTHONS)
 
 # Side by side: mypy computes on one core, and the tests leave one idle while they wait.
 test: $(INSTALLED) ## check style and types, and all that a change can break, each once
@@ -98,12 +102,5 @@ lock: $(INSTALLED) ## write requirements.lock, its hashes and environment.yml fr
 		--no-annotate \
 		| sed -e '/^torch==/s/$$/+$(CUDA)/' -e 's/^/      - /' >> environment.yml
 
-$(INSTALLED): requirements.lock requirements.hashes pyproject.toml | $(BIN)/python
-	@$(BIN)/python -P ftlib/machine/install.py
-	@touch $@
-
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "$(PYTHON) gives '$$($(PYTHON) --version 2>&1)', but Python 3.11 or later is needed:" \
-			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
+$(INSTALLED): requirements.lock requirements.hashes pyproject.toml
+	@$(PYTHON) ftlib/machine/install.py

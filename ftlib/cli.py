@@ -52,7 +52,8 @@ def run(
     console = Console(quiet=place().rank > 0)
     output_dir = execution.run(notebooks or [], profile, output_root, nproc, resume, console)
     if not notebooks:
-        written = f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: make lab"
+        lab = r".venv\Scripts\jupyter lab notebooks" if sys.platform == "win32" else "make lab"
+        written = f"Report: {execution.shown(report.write(output_dir))}\nOpen the notebooks: {lab}"
         console.print(f"\n[bold]{report.summary(output_dir)}[/]\n{written}", highlight=False, soft_wrap=True)
 
 

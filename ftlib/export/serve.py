@@ -61,7 +61,7 @@ class Server:
             stdin=subprocess.PIPE,  # which ends with this process, and the server with it
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
         )
         lines: Any = self._process.stdout
         address = next((line for line in lines if line.startswith("http")), "").strip()

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ftlib.errors import FtlibError
-from ftlib.machine import azure, planner
+from ftlib.machine import azure, install, planner
 from ftlib.machine.planner import gb
 from ftlib.model import architecture
 from ftlib.profiles import Profile
@@ -39,7 +39,8 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
     import pandas as pd
 
-    first = [Check("Python", platform.python_version(), OK), _packages(), *(Check(*row) for row in azure.rows())]
+    python = Check("Python", platform.python_version(), install.refusal() or OK)
+    first = [python, _packages(), *(Check(*row) for row in azure.rows())]
     compute_rows = _compute(profile)
     ready = all(row.verdict == OK for row in compute_rows)  # or SFTConfig would say the same in other words
     needed = [*compute_rows, *([_arguments(profile)] * ready)]

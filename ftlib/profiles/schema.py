@@ -41,7 +41,8 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 def is_local_path(dataset: str) -> bool:
     """Whether a data set's name is a path: a file by its ending, a folder by its beginning."""
-    return "\0" not in dataset and (dataset.endswith(DATA_SUFFIXES) or dataset.startswith(("./", "../", "/", "~")))
+    is_folder = dataset.startswith(("./", "../", "/", "~")) or PureWindowsPath(dataset).is_absolute()
+    return "\0" not in dataset and (is_folder or dataset.endswith(DATA_SUFFIXES))
 
 
 def _real_day(text: str) -> str:

@@ -20,7 +20,7 @@ from ftlib.runner import cells, ranks
 from ftlib.runner.ranks import TRAINING
 from ftlib.session.processes import place
 from ftlib.session.redaction import redact
-from ftlib.session.session import open_output_dir, project_root
+from ftlib.session.session import from_root, open_output_dir, project_root
 
 NOTEBOOKS = ("01_setup", "02_explore_dataset", "03_load_model", TRAINING, "05_push_and_infer", "06_export_and_serve")
 WITH_MODEL = NOTEBOOKS[2:]
@@ -64,7 +64,7 @@ def run(
     doctor.check_disk(loaded, output_dir)
     prepare.source(loaded.data)  # an unreadable data file is refused now and not in notebook 02
     if profile.endswith(".toml"):
-        profile = os.path.relpath(profiles.path_of(profile), project_root())  # the kernels' working folder
+        profile = from_root(profiles.path_of(profile))  # the kernels' working folder
     parameters = {"profile": profile, "output_root": output_root}
     for name in names:
         with _progress(name, console):

@@ -33,7 +33,7 @@ class InstalledGpu(NamedTuple):
 def installed_gpus() -> list[InstalledGpu]:
     """The GPUs that nvidia-smi reports; none without it."""
     try:
-        listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
+        listed = subprocess.run(QUERY, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [line.split(", ") for line in listed.splitlines()]
@@ -106,7 +106,9 @@ def describe(use_cpu: bool = False, count: int = 1) -> str:
 
         return f"{count} × {torch.cuda.get_device_name(0)}"
     cpuinfo = Path("/proc/cpuinfo")
-    known = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    known = re.search(
+        r"^model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else "", re.MULTILINE
+    )
     return f"{os.cpu_count()} cores of {known[1] if known else platform.machine()}"
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -100,9 +101,10 @@ class Session:
     def command(self, verb: str) -> str:
         """The command line that does something for this run, to be copied into a terminal in the project's folder."""
         script = Path(sys.executable).with_name("ftlib")
-        program = self.relative(script) if script.is_relative_to(self.project_root) else "ftlib"
+        program = str(script.relative_to(self.project_root)) if script.is_relative_to(self.project_root) else "ftlib"
         output_root = [] if self.output_root == OUTPUT_ROOT else ["--output-root", self.output_root]
-        return shlex.join([program, *verb.split(), "--profile", self.profile_argument, *output_root])
+        words = [program, *verb.split(), "--profile", self.profile_argument, *output_root]
+        return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
     def claim_training(self) -> None:
         """Let no other process train in this run's folder until this one ends; FtlibError if one does already."""
@@ -175,7 +177,7 @@ def start(profile: str | Path, output_root: str | Path = OUTPUT_ROOT) -> Session
             found = f"profile {_current.profile.name} and writes to {_current.relative(_current.output_dir)}"
             raise FtlibError(f"this kernel already works with {found}; restart it to change either")
         return _current
-    asked_for = os.path.relpath(profiles.path_of(profile), root) if str(profile).endswith(".toml") else str(profile)
+    asked_for = from_root(profiles.path_of(profile)) if str(profile).endswith(".toml") else str(profile)
     _current = _begin(wanted, asked_for, root, str(output_root), output_dir)
     if _current.gpus > 1 and _current.world_size == 1 and kernel.executed_cells():
         print(f"using one of {_current.gpus} GPUs; to train on more: {_current.command('run')}")
@@ -222,7 +224,7 @@ def explain(error: BaseException) -> str:
 
 
 def _from_here(path: str) -> str:
-    below = os.path.relpath(path, project_root())
+    below = from_root(path)
     return path if below.startswith("..") else below
 
 
@@ -265,6 +267,14 @@ def project_root() -> Path:
     return root
 
 
+def from_root(path: str | Path) -> str:
+    """The way to a path from the project's folder; the whole path where that is another drive of Windows."""
+    try:
+        return os.path.relpath(path, project_root())
+    except ValueError:
+        return str(path)
+
+
 def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     """Point Hugging Face's libraries at the profile's Hub; returns its address and what must be kept alive."""
     endpoint, token, servers = profile.hub.endpoint, "", []
@@ -301,6 +311,7 @@ def _isolate(token: str, cache: Path, host: str) -> None:
     os.environ |= {
         "HF_TOKEN": token,
         "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",  # Windows has them for developers alone
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or load_dataset would report the download to a server
         **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(dict.fromkeys(("127.0.0.1", host)))),

@@ -1,6 +1,7 @@
 """The same releases everywhere: pyproject.toml, requirements.lock, environment.yml and what is installed agree."""
 
 import importlib.metadata
+import json
 import re
 import shutil
 import subprocess
@@ -104,12 +105,34 @@ def test_wheel_carries_every_file_of_ftlib(tmp_path: Path) -> None:
     assert packed == {str(path.relative_to(tmp_path)) for path in (tmp_path / "ftlib").rglob("*") if path.is_file()}
 
 
+def test_a_container_holds_what_its_commands_need(tmp_path: Path) -> None:
+    """Its COPY lines are followed into a folder, in which make can do what its RUN and CMD, and VS Code's, say."""
+    lines = re.findall(r"^(COPY|RUN|CMD) (.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    for *sources, target in [text.split()[1:] for instruction, text in lines if instruction == "COPY"]:
+        for source in sources:
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            copy(ROOT / source, tmp_path / target)
+    vscode = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert f"AS {vscode['build']['target']}\n" in (ROOT / "Dockerfile").read_text()
+    run, command = next(text for _, text in lines if text.startswith("make")), json.loads(lines[-1][1])
+    assert vscode["onCreateCommand"] == run
+    for asked, ip in ((command, "0.0.0.0"), (vscode["postAttachCommand"].split(), "127.0.0.1")):
+        planned = subprocess.run([*asked, "-n"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "python3 ftlib/machine/install.py" in planned
+        assert f"jupyter lab --ip {ip} " in planned
+    assert (tmp_path / "ftlib/machine/install.py").is_file()
+    assert (tmp_path / "notebooks/01_setup.ipynb").is_file()
+
+
 def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python"
-    pretend = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 2); $2"'
-    old.write_text(f"#!/bin/sh\n[ $1 = --version ] && exec echo Python 3.9.2\n{pretend}\n")
+    pretend = f"import runpy, sys; sys.version_info = (3, 9, 2); sys.executable = '{old}'"
+    run = "runpy.run_path('$1', run_name='__main__')"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}; {run}"\n')
     old.chmod(0o755)
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "ftlib/machine").mkdir(parents=True)
+    for name in ("Makefile", "ftlib/machine/install.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     for name in ("pyproject.toml", "requirements.lock", "requirements.hashes"):
         (tmp_path / name).touch()
     done = subprocess.run(["make", "walkthrough", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)

@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import ROOT
@@ -16,13 +20,25 @@ from ftlib.machine import install
 
 TOOLS = ("pip", "setuptools", "uv")
 NOBODY = "http://127.0.0.1:9"
+TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+# Builds an empty ftlib with the standard library alone.
+BACKEND = """
+import zipfile
+
+def build_editable(folder, *options):
+    with zipfile.ZipFile(f"{folder}/ftlib-0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("ftlib-0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: ftlib\\nVersion: 0\\n")
+        wheel.writestr("ftlib-0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("ftlib-0.dist-info/RECORD", "")
+    return "ftlib-0-py3-none-any.whl"
+"""
 
 
-def write_torch(folder: Path, version: str) -> None:
+def write_torch(folder: Path, version: str, tag: str = "py3-none-any") -> None:
     """Write a wheel of an empty torch, and a page that makes `folder` a project's in an index."""
     folder.mkdir(parents=True)
     info = f"torch-{version}.dist-info"
-    path = folder / f"torch-{version}-py3-none-any.whl"
+    path = folder / f"torch-{version}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -33,7 +49,8 @@ def write_torch(folder: Path, version: str) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project that locks uv and torch, its .venv, an index with torch's plain build, and nobody else to ask."""
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_")) or name.lower().endswith("_proxy")]:
+    own = ("PIP_", "UV_", "MAKE")
+    for name in [name for name in os.environ if name.startswith(own) or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     write_torch(tmp_path / "index" / "torch", "2.13.0")
     (tmp_path / "pyproject.toml").write_text(
@@ -60,8 +77,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_install() -> subprocess.CompletedProcess[str]:
-    command = [".venv/bin/python", "-P", ROOT / "ftlib/machine/install.py"]
+@pytest.fixture
+def outsider(tmp_path: Path) -> str:
+    """The Python of another environment: without pip, so that nothing can be installed into it by mistake."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "other"], check=True)
+    return str(tmp_path / "other/bin/python")
+
+
+def run_install(python: str = ".venv/bin/python") -> subprocess.CompletedProcess[str]:
+    command = [python, "-P", ROOT / "ftlib/machine/install.py"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -151,3 +175,85 @@ def test_pytorchs_index_gives_the_build_that_suits_the_machine(monkeypatch: pyte
     ):
         monkeypatch.setattr(shutil, "which", lambda name, found=nvidia: found)
         assert install.choose_torch(partial(uv, answers)) == (f"torch {choice}", options)
+
+
+def test_what_a_bundle_brings_is_all_that_is_used(project: Path) -> None:
+    """No index is asked, in which there is a build that would be preferred."""
+    write_torch(project / "wheels", "2.13.0", f"{TAG}-none-linux_x86_64")
+    shutil.rmtree(project / "index/torch")
+    write_torch(project / "index/torch", "2.13.0+cu130")
+    done = run_install()
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1] == "torch 2.13.0: your own links or indexes have this build"
+    assert installed() == {"torch-2.13.0", "ftlib-0"}
+    assert (project / ".venv/.installed").exists()
+
+
+def test_it_makes_the_venv_and_names_the_command(project: Path, outsider: str) -> None:
+    """Also one that was left unfinished, by a Python that belongs to another environment."""
+    write_torch(project / "wheels", "2.13.0", f"{TAG}-none-linux_x86_64")
+    for name, text in (("lock", "torch==2.13.0\n"), ("hashes", "")):  # no uv: pip does it all
+        (project / f"requirements.{name}").write_text(text)
+    (project / "backend.py").write_text(BACKEND)
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (project / "pyproject.toml").write_text(system)
+    packages = next(project.glob(".venv/lib/python*/site-packages"))
+    (packages / "pip").unlink()
+    done = run_install(outsider)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "Installing requirements.lock into .venv, once ..."
+    assert done.stdout.splitlines()[-1] == "Run the walkthrough: .venv/bin/ftlib run"
+    assert installed() == {"torch-2.13.0", "ftlib-0"}
+
+
+def test_a_python_that_a_bundle_has_no_wheels_for_makes_no_venv(project: Path, outsider: str) -> None:
+    write_torch(project / "wheels", "2.13.0", f"{TAG}-none-win_amd64")
+    shutil.rmtree(project / ".venv")
+    done = run_install(outsider)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f" on linux, but torch-2.13.0-{TAG}-none-win_amd64.whl; use another Python\n")
+    assert not (project / ".venv").exists()
+
+
+def test_windows_has_its_own_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "requirements.lock").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(install, "BY_MAKE", False)
+    ran: list[list[Any]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command) or SimpleNamespace(returncode=0))
+    install.main()
+    assert ran[0][1:] == ["-m", "venv", Path(".venv")]
+    assert ran[1][0] == Path(".venv/Scripts/python.exe")
+    long, command = capsys.readouterr().out.splitlines()
+    assert long.startswith(f"This folder's path has {len(str(tmp_path))} characters.")
+    assert command == "Run the walkthrough: .venv/Scripts/ftlib run"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "by_make", "why"),
+    [
+        ("darwin", "x86_64", (3, 12, 1), False, "torch has no build for Intel Macs, .*the container: `docker build"),
+        ("darwin", "arm64", (3, 12, 1), False, "$"),
+        (
+            "darwin",
+            "arm64",
+            (3, 9, 6),
+            False,
+            r".* gives 'Python 3\.9\.6', .* 3\.11 or later is needed: python3\.12 it$",
+        ),
+        ("linux", "x86_64", (3, 9, 6), True, r".* needed: make walkthrough PYTHON=python3\.12$"),
+        ("win32", "AMD64", (3, 10, 0), False, r".* needed: py -3\.12 it$"),
+    ],
+)
+def test_a_python_without_torch_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, version: tuple[int, ...], by_make: bool, why: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(sys, "argv", ["it"])
+    monkeypatch.setattr(install, "BY_MAKE", by_make)
+    assert re.match(why, install.refusal())
