@@ -39,7 +39,7 @@ SYSTEMS = (
     ),
     System(
         "macOS arm64",
-        ("macosx_15_0_arm64",),  # which the locked xllamacpp asks for
+        ("macosx_14_0_arm64",),  # the oldest that torch has a build for
         {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
     ),
     System(
