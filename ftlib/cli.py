@@ -19,6 +19,7 @@ import ftlib
 from ftlib import profiles
 from ftlib.azureml.cli import app as azure
 from ftlib.errors import FtlibError, printable
+from ftlib.machine.workshop import PORT
 from ftlib.session import records
 from ftlib.session.processes import place
 from ftlib.session.redaction import redact
@@ -128,12 +129,16 @@ def plan(
 
 
 @app.command()
-def doctor(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+def doctor(
+    profile: Profile = "tiny",
+    output_root: OutputRoot = "outputs",
+    workshop: Annotated[bool, typer.Option("--workshop", help="Also what an instructor needs.")] = False,
+) -> None:
     """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
     session = ftlib.start(profile, output_root)
     from ftlib.machine import doctor
 
-    checks = doctor.report(session.profile, session.output_dir)
+    checks = doctor.report(session.profile, session.output_dir, workshop)
     table = Table("check", "found", "verdict")
     for row in checks.itertuples(index=False):
         table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
@@ -208,7 +213,7 @@ def serve(
 @app.command()
 def hub(
     room: Annotated[str, typer.Option(help="This machine's address in the room's network, such as 192.168.1.10.")],
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = PORT,
 ) -> None:
     """Serve one rehearsal Hub with a leaderboard to a room of learners, until Ctrl-C."""
     from ftlib.rehearsal.room import RoomHub

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ftlib.errors import FtlibError
-from ftlib.machine import azure, install, planner
+from ftlib.machine import azure, install, planner, workshop
 from ftlib.machine.planner import gb
 from ftlib.model import architecture
 from ftlib.profiles import Profile
@@ -35,8 +35,11 @@ class Check(NamedTuple):
     verdict: str
 
 
-def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
-    """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do."""
+def report(profile: Profile, output_dir: Path, is_instructor: bool = False) -> "pd.DataFrame":
+    """Look at everything that a run needs: columns check, found, and verdict, which is "ok" or what to do.
+
+    For an instructor, also at what a room of learners needs.
+    """
     import pandas as pd
 
     python = Check("Python", platform.python_version(), install.refusal() or OK)
@@ -46,6 +49,7 @@ def report(profile: Profile, output_dir: Path) -> "pd.DataFrame":
     needed = [*compute_rows, *([_arguments(profile)] * ready)]
     hub = _hub(profile)
     rows = [*first, *needed, *_room(profile, output_dir, hub[0].verdict), *hub]
+    rows += [Check(*row) for row in workshop.rows()] if is_instructor else []
     return pd.DataFrame(rows, columns=list(Check._fields))
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from ftlib import profiles
 from ftlib.errors import FtlibError
-from ftlib.machine import doctor, planner
+from ftlib.machine import doctor, planner, workshop
 from ftlib.model import architecture
 from ftlib.rehearsal.hub import RehearsalHub
 from ftlib.session import device, hub_client
@@ -222,3 +222,24 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatc
         FtlibError, match=r"found none .* \(Permission denied\), expected more; change its permissions, or set HF_"
     ):
         doctor.check_disk(profiles.load(LARGE), machine / "outputs")
+
+
+def test_an_instructor_is_told_the_rooms_address_port_and_bundle(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    interfaces = {"lo": [SimpleNamespace(address="127.0.0.1", family=socket.AF_INET)]}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: interfaces)
+    verdicts = {what: verdict for what, _, verdict in workshop.rows()}
+    assert verdicts == {"room's address": "join the room's network", "bundle": "run `make bundle` on a good network"}
+
+    interfaces["wlan0"] = [SimpleNamespace(address="127.0.0.2", family=socket.AF_INET)]
+    monkeypatch.setattr(workshop, "LOCAL", ("127.0.0.1",))
+    (project / "outputs/bundle/wheels").mkdir(parents=True)
+    (project / "outputs/bundle/wheels/torch-2.13.0-cp311-cp311-win_amd64.whl").touch()
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        monkeypatch.setattr(workshop, "PORT", taken.getsockname()[1])
+        rows = {what: (found, verdict) for what, found, verdict in workshop.rows()}
+    assert rows["room's address"] == ("127.0.0.2", "ok")
+    assert rows["room's port"][1] == "end what uses it, or name another with --port"
+    assert rows["bundle"] == ("win_amd64", "ok")
