@@ -71,11 +71,9 @@ def solve(
         project_root=ROOT,
         read_record=lambda notebook: MEASURED if "train" in notebook else {"after": MEASURED},
     )
-    verdicts = {"exact": [1, 1, 1, 0, 0, 1, 1, 1, 1], "faithful": [0, 0, 1, 0, 0, 1, 1, 0, 1]}
-    languages = {
-        "language": ["Italian", "Italian", "Italian", "French", "French", "German", "German", "Spanish", "Spanish"]
-    }
-    texts = {name: [""] * 9 for name in ("user", "analysis", "final")}
+    verdicts = {"exact": [1, 1, 1, 0, 0, 1, 1, 0], "faithful": [0, 0, 1, 1, 0, 1, 1, 0]}
+    languages = {"language": ["Italian", "Italian", "Italian", "French", "French", "German", "German", "German"]}
+    texts = {name: [""] * 8 for name in ("user", "analysis", "final")}
     results = pd.DataFrame(languages | texts | verdicts).astype({"exact": bool, "faithful": bool})
     asked = pd.DataFrame({"language": ["English", "French", "German", "Italian", "Spanish"], "detected": "English"})
     monkeypatch.setattr(prepare, "load", lambda *_: (sample, sample))
