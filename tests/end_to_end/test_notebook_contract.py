@@ -69,7 +69,10 @@ def test_ends_with_what_you_saw_questions_edits_and_a_record(name: str, notebook
     assert "## What you saw" in text
     questions, edits = text.split("**Check yourself**")[1].split("**Try it**")
     assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) == 3
-    assert len(re.findall(r"^- ", edits, re.MULTILINE)) == 2
+    assert len(re.findall(r"^- ", edits, re.MULTILINE)) in (2, 3)
+    linked = re.findall(r"\(exercises/(\w+)\.ipynb\)", edits)
+    assert [each[:2] for each in linked if each != "quiz"] == ([name[:2]] if name != NOTEBOOKS[-1] else [])
+    assert all((ROOT / f"notebooks/exercises/{each}.ipynb").is_file() for each in linked)
     assert re.search(rf'session\.record\(\s*"{name}"', notebook.cells[-1].source)
 
 
