@@ -18,7 +18,7 @@ def blank(solved: dict[str, Any]) -> dict[str, Any]:
     copied: list[dict[str, Any]] = []
     for cell in solved["cells"]:
         source = SOLUTION.sub("", "".join(cell["source"]))
-        emptied = {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
+        emptied: dict[str, Any] = {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
         copied.append(cell | emptied | {"source": source.splitlines(keepends=True)})
     return solved | {"cells": copied}
 
