@@ -133,7 +133,7 @@ def test_the_quiz_has_one_right_answer_to_each_question_and_says_why() -> None:
     shown = "\n".join(cells.read(ROOT / exercises.FOLDER / "quiz.ipynb"))
     assert len(quiz) == len(NOTEBOOKS)
     for name, questions in quiz.items():
-        assert f'display_quiz(quiz["{name}"])' in shown
+        assert f'display_quiz(quiz["{name}"]' in shown
         assert len(questions) >= 2
         for question in questions:
             assert sum(answer["correct"] for answer in question["answers"]) == 1
