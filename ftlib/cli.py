@@ -226,7 +226,7 @@ def hub(
 @app.command()
 def join(
     address: Annotated[str, typer.Argument(help="What the instructor's `ftlib hub` prints.")],
-    name: Annotated[str, typer.Option(prompt="Your name", help="As the leaderboard shows it.")],
+    name: Annotated[str, typer.Option(prompt="Your name", show_default=False, help="As the leaderboard shows it.")],
 ) -> None:
     """Join the room's rehearsal Hub; asks for the code that the instructor shows, or reads it in FTLIB_ROOM_CODE."""
     from ftlib.session import room
@@ -234,8 +234,10 @@ def join(
     code = os.environ.get("FTLIB_ROOM_CODE") or typer.prompt("The room's code")
     member = room.join(project_root() / OUTPUT_ROOT, address.rstrip("/"), name, code)
     # By the name of tiny, it goes on with what was trained before.
-    profile = f'extends = "tiny"\nname = "tiny"\n\n[hub]\nendpoint = "{member.address}"'
-    print(f"You are {member.account}. Save this as room.toml, and run the notebooks with it:\n\n{profile}")
+    profile = f'extends = "tiny"\nname = "tiny"\n\n[hub]\nendpoint = "{member.address}"\n'
+    (project_root() / "room.toml").write_text(profile, encoding="utf-8")
+    told = 'in a notebook, set profile = "room.toml"; in a terminal, `ftlib push --profile room.toml`'
+    print(f"You are {member.account}. To push to the room: {told}")
 
 
 @app.command()

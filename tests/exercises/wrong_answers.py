@@ -56,8 +56,8 @@ WRONG: dict[tuple[str, int], dict[str, str]] = {
     },
     ("04_adapters", 1): {
         "trainable = 2 * 4 * 896": "That is the attention alone",
-        "trainable = 2 * (4 * 896 + 640)": "Layer 3 has 4",
-        "trainable = 4 * 896 + 4 * 640": "r is missing",
+        "trainable = 2 * (4 * 896 + 2 * 640)": "there are 4 in each",
+        "trainable = 4 * 896 + 2 * 4 * 640": "r is missing",
     },
     ("04_adapters", 2): {
         f'prediction = 50\n{SLOW}2e-4\n"""': "Write 50% as 0.5",

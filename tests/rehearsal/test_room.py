@@ -383,7 +383,8 @@ def test_the_commands_of_instructor_and_learner(
     said = capsys.readouterr().out
     kept = tmp_path / "outputs/room.json"
     assert "You are anna." in said
-    assert f'endpoint = "{hub.endpoint}"' in said
+    profile = profiles.load(tmp_path / "room.toml")
+    assert (profile.name, profile.hub.endpoint) == ("tiny", hub.endpoint)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     token = membership.token(kept.parent, hub.endpoint)
     assert HfApi(endpoint=hub.endpoint, token=token).whoami()["name"] == "anna"
