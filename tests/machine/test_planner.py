@@ -58,6 +58,14 @@ def test_published_run_is_counted_as_it_was_and_fits(published: planner.Plan) ->
     assert cost == f"the whole run costs {low / 240:.2f} to {high / 240:.2f} at 15 an hour"
 
 
+def test_what_exporting_takes_is_told(published: planner.Plan) -> None:
+    (told,) = [line for line in planner.explain(published) if line.startswith("exporting")]
+    assert "writes 147.2 GB, and loads the model once more, on the CPU (41.8 GB)" in told
+    assert "packing 3 layers' experts takes 4.0 to 15 minutes on a CPU" in told
+    tiny = profiles.load("tiny")
+    assert not any("packing" in line for line in planner.explain(planner.plan(tiny, planner.this_machine(tiny, 0))))
+
+
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
 def test_processes_share_an_updates_rows_evenly(large: Profile, gpus: int, processes: int) -> None:
     assert planner.processes(large, gpus) == processes
