@@ -75,8 +75,9 @@ def try_(
     with console.status("training and measuring"), redirect_stdout(io.StringIO()):
         found = attempts.run(session)
     comparable = attempts.table(project_root() / output_root, found["conditions"])
-    shown = Table("profile", *attempts.readable(comparable).columns)
-    for name, row in attempts.readable(comparable).iterrows():
+    readable = attempts.readable(comparable)
+    shown = Table("profile", *readable.columns)
+    for name, row in readable.iterrows():
         shown.add_row(str(name), *row, style="bold" if name == session.profile.name else "")
     page = attempts.write_page(comparable, session.output_dir.parent)
     console.print(shown, execution.shown(page), sep="\n", highlight=False)

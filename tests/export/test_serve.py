@@ -111,11 +111,9 @@ def test_server_ends_with_whoever_started_it(gguf: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = subprocess.run([sys.executable, "-c", code, gguf], env=environment, capture_output=True, text=True)
-    with pytest.MonkeyPatch.context():
-        psutil.wait_procs(
-            [psutil.Process(int(started.stdout))] if psutil.pid_exists(int(started.stdout)) else [], timeout=60
-        )
-    assert not psutil.pid_exists(int(started.stdout))
+    left = int(started.stdout)
+    psutil.wait_procs([psutil.Process(left)] if psutil.pid_exists(left) else [], timeout=60)
+    assert not psutil.pid_exists(left)
 
 
 def test_template_writes_a_given_date(shipped_tokenizer: PreTrainedTokenizerFast) -> None:

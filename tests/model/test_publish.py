@@ -150,3 +150,11 @@ def test_a_card_that_is_no_text_is_not_pushed(adapter_dir: Path) -> None:
     (adapter_dir / "README.md").write_bytes(b"# A card\n\xff")
     with pytest.raises(FtlibError, match=r"^adapter/README\.md: byte 9 is no UTF-8 text, .*; correct it, or run 04"):
         publish.files_to_push(adapter_dir, profiles.load("tiny"))
+
+
+def test_the_card_of_an_export_names_its_base_and_how_it_was_checked() -> None:
+    profile = profiles.load("gpt-oss-20b")
+    card = publish.exported_card(profile, 0.8612)
+    assert (card.data.base_model, card.data.library_name) == (profile.hub.model, "transformers")
+    assert profile.hub.model_revision in card.text
+    assert "lie 0.86 from those of base and adapter" in card.text
