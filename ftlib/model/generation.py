@@ -1,6 +1,7 @@
 """Generate replies for one conversation or many, and score the replies that a data set holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ftlib.dataset.harmony import Reply, parse_reply
@@ -27,12 +28,27 @@ def generate_replies(
     prompts = [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
     # Padded on the left, so that all replies start together.
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    with torch.inference_mode():
+    with torch.inference_mode(), _same_experts(model) if len(prompts) > 1 else nullcontext():
         output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
             **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, streamer=streamer
         )
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
     return [parse_reply(text) for text in texts]
+
+
+@contextmanager
+def _same_experts(model: Any) -> Iterator[None]:
+    """Have `generate` write every token with the implementation of the experts that the model was loaded with.
+
+    On a GPU it writes all but the first with "batched_mm" in place of "grouped_mm". That suits one reply, but it copies
+    the experts of each token: with 120 replies and 4 experts each, 24 GB in every layer of gpt-oss-20b.
+    """
+    generating = getattr(model, "get_base_model", lambda: model)()
+    generating._optimize_model_for_decode = nullcontext
+    try:
+        yield
+    finally:
+        del generating._optimize_model_for_decode
 
 
 def generate_reply(

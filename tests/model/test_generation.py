@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,27 @@ def test_replies_are_read_channel_by_channel_and_are_the_same_alone_and_in_a_bat
         assert "<|" not in reply.analysis + reply.final
         assert generate_reply(base_model, tokenizer, prompt, LONG_ENOUGH).final == reply.final
     assert together[0].final == "2 plus 3 is 5."
+
+
+def test_several_replies_are_written_with_the_experts_that_were_asked_for_on_a_gpu_too(
+    model: GptOssForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Conversations,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There `generate` goes over to another implementation, which takes 24 GB more for 120 replies."""
+    on_cpu, used = GptOssForCausalLM._optimize_model_for_decode, []
+
+    def on_gpu(model: GptOssForCausalLM) -> Any:
+        experts = {name: getattr(model, name) for name in ("get_experts_implementation", "set_experts_implementation")}
+        return on_cpu(SimpleNamespace(device=torch.device("cuda"), **experts))
+
+    monkeypatch.setattr(GptOssForCausalLM, "_optimize_model_for_decode", on_gpu)
+    model.register_forward_hook(lambda *_: used.append(model.config._experts_implementation))
+    for asked, implementations in ((prompts[:1], ["grouped_mm", "batched_mm"]), (prompts, ["grouped_mm"] * 2)):
+        used.clear()
+        generate_replies(model, tokenizer, asked, max_new_tokens=2)
+        assert used == implementations
 
 
 def test_replies_are_greedy_and_cached_however_the_model_is_configured(
