@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftlib.machine import doctor
 from ftlib.model import evaluation
 from ftlib.runner import cells
 from ftlib.runner.execution import NOTEBOOKS
@@ -29,10 +30,15 @@ def run(session: Session) -> dict[str, Any]:
     Returns:
         agreement, exact and faithful (shares of the held-out questions, None where a question has none), loss (of the
         held-out replies), trainable_parameters, seconds (of training), and the conditions of the measurement.
+
+    Raises:
+        FtlibError: this machine cannot run the profile, or a cell failed: why.
     """
     from ftlib.dataset import prepare
 
     profile, notebooks = session.profile, session.project_root / "notebooks"
+    doctor.check_compute(profile)
+    doctor.check_disk(profile, session.output_dir)
     namespace: dict[str, Any] = {"session": session, "profile": profile, "resume": False}
     cells.run("result", notebooks / f"{TRAINING}.ipynb", namespace)
     peft_model = namespace["peft_model"]
@@ -42,7 +48,10 @@ def run(session: Session) -> dict[str, Any]:
     }
     _, held_out = prepare.load(profile, session.output_dir)
     settings, max_length = profile.measure, profile.train.max_length
-    results = evaluation.evaluate(peft_model.merge_and_unload(), namespace["tokenizer"], held_out, settings, max_length)
+    merged = peft_model.merge_and_unload().eval()
+    merged.set_attn_implementation(settings.attn_implementation)
+    merged.set_experts_implementation(settings.experts_implementation)
+    results = evaluation.evaluate(merged, namespace["tokenizer"], held_out, settings, max_length)
     measured = evaluation.summarise(results)
     found = {name: (measured | trained)[name] for name in COLUMNS}
     found["conditions"] = evaluation.conditions(held_out, profile)

@@ -1,9 +1,18 @@
 """`ftlib try`: attempts that can be compared stand in one table, the best first."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from peft import PeftModel
+from transformers import GptOssForCausalLM
+
+from ftlib import profiles
+from ftlib.errors import FtlibError
 from ftlib.runner import attempts
-from ftlib.session import records
+from ftlib.session import device, records
 
 SAME, OTHER = {"hub.model": "a"}, {"hub.model": "b"}
 
@@ -31,3 +40,46 @@ def test_attempts_on_the_same_questions_are_compared_with_one_another_and_the_ba
     page = attempts.write_page(attempts.table(tmp_path, OTHER), tmp_path).read_text(encoding="utf-8")
     assert "&lt;b&gt;on other questions" in page
     assert "<b>" not in page
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Of a profile that measures in another way than it trains, on held-out questions that nobody asks."""
+    tiny = profiles.load("tiny")
+    measure = tiny.measure.model_copy(update={"experts_implementation": "eager"})
+    profile = tiny.model_copy(update={"measure": measure})
+    monkeypatch.setattr("ftlib.dataset.prepare.load", lambda *_: ([], []))
+    monkeypatch.setattr(attempts.evaluation, "conditions", lambda *_: SAME)
+    return SimpleNamespace(profile=profile, project_root=tmp_path, output_dir=tmp_path / "outputs")
+
+
+def test_an_attempt_is_measured_as_notebook_5_measures_and_not_as_it_trained(
+    session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    model: GptOssForCausalLM,
+    with_adapter: Callable[..., PeftModel],
+) -> None:
+    """A layer in training that recomputes its activations forgets what it has read, and the replies are nonsense."""
+    asked = []
+
+    def train(variable: str, notebook: Path, namespace: dict[str, Any]) -> None:
+        namespace |= {"peft_model": with_adapter(model).train(), "progress": SimpleNamespace(seconds=1.0)}
+        namespace["tokenizer"] = None
+
+    def evaluate(merged: Any, *_: Any) -> dict[str, Any]:
+        asked.append((merged.training, merged.config._experts_implementation))
+        return dict.fromkeys(attempts.COLUMNS, 0.5)
+
+    monkeypatch.setattr(attempts.cells, "run", train)
+    monkeypatch.setattr(attempts.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(attempts.evaluation, "summarise", lambda results: results)
+    assert attempts.run(session)["agreement"] == 0.5
+    assert asked == [(False, "eager")]
+
+
+def test_an_attempt_that_this_machine_cannot_finish_is_not_begun(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.profile = profiles.load("gpt-oss-20b")
+    monkeypatch.setattr(device, "installed_gpus", list)
+    monkeypatch.setattr(device, "gpus", lambda: 0)
+    with pytest.raises(FtlibError, match=r"^profile gpt-oss-20b computes on a GPU: found no GPU"):
+        attempts.run(session)
