@@ -102,7 +102,7 @@ def check_attached(model: "PeftModel", adapter_dir: Path) -> int:
     from safetensors.torch import load_file
 
     saved = load_file(adapter_dir / "adapter_model.safetensors")
-    loaded = get_peft_model_state_dict(model)
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)  # or it asks the Hub
     for name, tensor in saved.items():
         if name not in loaded:
             raise FtlibError(

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -137,6 +138,8 @@ class Progress(TrainerCallback):
         elif kwargs["model"] in _changed:
             found = "this adapter has been trained already, and would not start at its first update"
             raise FtlibError(f"{found}; run the cell that calls last_complete, or restart the kernel and run all cells")
+        # Or PEFT would ask the Hub, at each checkpoint, whether the base's newest config has another vocabulary.
+        kwargs["model"].save_pretrained = partial(kwargs["model"].save_pretrained, save_embedding_layers=False)
         self.seconds, self._started = self._earlier, time.monotonic()
 
     def on_pre_optimizer_step(

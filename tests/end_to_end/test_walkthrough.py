@@ -186,11 +186,12 @@ def test_an_export_goes_to_the_hub_whole(walkthrough: Project) -> None:
     assert set(pushed["files"]) == exported >= {"README.md", "manifest.json", "model.safetensors", "tokenizer.json"}
 
 
-def test_weights_are_of_the_pinned_commit_and_each_was_counted_once(walkthrough: Project) -> None:
+def test_all_of_the_base_is_of_the_pinned_commit_and_its_weights_were_counted_once(walkthrough: Project) -> None:
     """The Hub's main has moved on, and a folder of the repository holds weights for other programs."""
     cache = walkthrough.root / OUTPUT / "huggingface/hub/models--rehearsal--gpt-oss-tiny"
     downloaded = [path.relative_to(cache / "snapshots").parts for path in cache.glob("snapshots/**/*.safetensors")]
     assert downloaded == [(profiles.load("tiny").hub.model_revision, "model.safetensors")]
+    assert [path.name for path in cache.glob("snapshots/*")] == [profiles.load("tiny").hub.model_revision]
     assert walkthrough.record("03_load_model")["base_bytes"] == (ASSETS / "model/model.safetensors").stat().st_size
 
 
