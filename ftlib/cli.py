@@ -116,9 +116,10 @@ def plan(
     session = ftlib.start(profile, output_root)
     from ftlib.machine import planner, skus
 
-    rented = planner.rented(skus.get(sku), session.profile) if sku else None
-    found = planner.plan(session.profile, rented, nproc, rows) if rented else planner.here(session, nproc, rows)
-    items, across = Table("memory", "peak", title=found.machine.name), planner.across_skus(session.profile, rows)
+    own = session.profile
+    machine = planner.rented(skus.get(sku), own) if sku else planner.this_machine(own, session.gpus)
+    found = planner.plan(own, machine, nproc, rows)
+    items, across = Table("memory", "peak", title=machine.name), planner.across_skus(own, rows)
     for name, size in found.items.items():
         items.add_row(name, planner.gb(size), style="bold" if name == found.overflow else "")
     machines = Table(*across.columns, box=SIMPLE, pad_edge=False, collapse_padding=True)

@@ -53,9 +53,9 @@ def report(profile: Profile, output_dir: Path, is_instructor: bool = False) -> "
     return pd.DataFrame(rows, columns=list(Check._fields))
 
 
-def check_disk(profile: Profile, output_dir: Path) -> None:
-    """Raise an FtlibError if there is too little room for what a run will download and write."""
-    for check in _disk(profile, output_dir):
+def check_disk(profile: Profile, output_dir: Path, exports: bool = False) -> None:
+    """Raise an FtlibError if there is too little room for what a run will download and write, in notebook 6 as well."""
+    for check in _disk(profile, output_dir, exports):
         if check.verdict != OK:
             raise FtlibError(f"{check.check}: found {check.found}, expected more; {check.verdict}")
 
@@ -98,11 +98,14 @@ def _compute(profile: Profile) -> list[Check]:
 
 
 def _compiler() -> Check:
-    """Triton, in which the loss is written, compiles a launcher for each of its kernels."""
-    name = next((name for name in (os.environ.get("CC"), "gcc", "clang") if name and shutil.which(name)), None)
+    """Triton, in which the loss is written, compiles a launcher for each kernel; if CC is set, with nothing else."""
+    chosen = os.environ.get("CC")
+    name = next(filter(shutil.which, ["gcc", "clang"] if chosen is None else [chosen]), None)
     headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-    found = f"{name or 'no C compiler'}, {'with' if headers else 'without'} Python's headers"
+    missing = "no C compiler" if chosen is None else f"CC={chosen!r}, which is no program"
+    found = f"{name or missing}, {'with' if headers else 'without'} Python's headers"
     advice = "install both, as with `apt install build-essential python3-dev`"
+    advice = advice if name or chosen is None else "unset CC, or let it name a program"
     return Check("C compiler", found, OK if name and headers else advice)
 
 
@@ -124,25 +127,27 @@ def _room(profile: Profile, output_dir: Path, hub: str) -> list[Check]:
     try:
         if hub.startswith(hub_client.OUT_OF_REACH) and profile.hub.model not in architecture.PUBLISHED:
             raise FtlibError(hub)
-        return [_memory(profile), *_disk(profile, output_dir)]
+        return [_memory(profile), *_disk(profile, output_dir, exports=True)]
     except FtlibError as error:  # of a model whose size is unknown, or that lacks a layer
         return [Check("memory and disk", "not known", str(error))]
 
 
 def _memory(profile: Profile) -> Check:
     on_gpu, shape = not profile.train.use_cpu, architecture.shape_of(profile.hub)
-    needed = sum(planner.memory(profile, shape, planner.Batch.of(profile), on_gpu).values())
+    needed = sum(planner.memory(profile, shape, on_gpu).values())
     memory = device.memory_bytes(not on_gpu) if device.gpus() or not on_gpu else 0
     advice = f"training is planned to take {gb(needed)}; lower train.per_device_train_batch_size or train.max_length"
     return Check("memory", gb(memory) if memory else "no GPU", OK if memory >= needed else advice)
 
 
-def _disk(profile: Profile, output_dir: Path) -> list[Check]:
+def _disk(profile: Profile, output_dir: Path, exports: bool) -> list[Check]:
     """Room for what is still to be downloaded and for what the run writes; on one volume, for the sum."""
     from huggingface_hub import constants
 
     cache = storage.rehearsal_cache(output_dir) if profile.hub.is_rehearsal else Path(constants.HF_HUB_CACHE)
-    written = planner.bytes_to_write(profile, architecture.shape_of(profile.hub))
+    shape = architecture.shape_of(profile.hub)
+    exported = exports * planner.export_bytes(profile, shape)
+    written = planner.bytes_to_write(profile, shape) + exported
     uses = {
         "downloads": (_existing(cache), _to_download(profile), "set HF_HUB_CACHE to a folder on a larger local disk"),
         "outputs": (_existing(output_dir), written, "choose another --output-root"),
@@ -152,6 +157,8 @@ def _disk(profile: Profile, output_dir: Path) -> list[Check]:
         beside = {use: size for use, (other, size, _) in uses.items() if _volume(other) == _volume(folder)}
         usage, room = shutil.disk_usage(folder), sum(beside.values())
         verdict = f"make room for {gb(room)} of {' and '.join(beside)}, or {otherwise}"
+        if exports and "outputs" in beside:
+            verdict += f", or leave out notebook 6, which writes {gb(exported)}"
         # A volume that is mounted over the network may not know its size and say 0.
         verdict = verdict if usage.total and usage.free < room else OK
         found = f"{usage.free / 1e9:.1f} GB free" if usage.total else "not known"
@@ -172,12 +179,12 @@ def _volume(folder: Path) -> int:
 
 
 def _to_download(profile: Profile) -> float:
-    """Bytes of the model's pinned revision that are not in the Hub's cache."""
+    """Bytes of weights, at the pinned revision, that are not in the Hub's cache; its folders hold what nobody loads."""
     from huggingface_hub import constants, file_download
 
     repo = file_download.repo_folder_name(repo_id=profile.hub.model, repo_type="model")
     snapshot = Path(constants.HF_HUB_CACHE, repo, "snapshots", profile.hub.model_revision)
-    cached = sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
+    cached = sum(path.stat().st_size for path in snapshot.glob("*.safetensors"))
     return max(0, architecture.bytes_on_disk(architecture.shape_of(profile.hub)) - cached)
 
 

@@ -23,8 +23,6 @@ from ftlib.session import device
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ftlib.session.session import Session
-
 Range = tuple[float, float]
 FACTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 RATES: dict[str, Range] = FACTS["rates"]
@@ -69,27 +67,16 @@ def this_machine(profile: Profile, gpus: int) -> Machine:
     return Machine("this machine", processor, gpus, device.memory_bytes(), next(same, None))
 
 
-class Batch(NamedTuple):
-    """What one GPU holds at once: rows, and tokens per row including padding."""
-
-    rows: int
-    length: int
-
-    @classmethod
-    def of(cls, profile: Profile) -> "Batch":
-        """A profile's micro-batch, with every row at its maximum length."""
-        return cls(profile.train.per_device_train_batch_size, profile.train.max_length)
-
-
 class _Layer:
     """Bytes that one layer's forward pass saves for its backward pass, and working space of the backward pass.
 
     Counted in transformers' gpt-oss with PEFT's wrappers. The base is frozen, so autograd saves no inputs for it.
     """
 
-    def __init__(self, profile: Profile, shape: Shape, batch: Batch, on_gpu: bool) -> None:
+    def __init__(self, profile: Profile, shape: Shape, on_gpu: bool) -> None:
         compute = 2 if profile.train.bf16 else BYTES[profile.model.dtype]
-        rows, length = (1, batch.rows * batch.length) if profile.recipe.padding_free else batch
+        rows, length = profile.train.per_device_train_batch_size, profile.train.max_length
+        rows, length = (1, rows * length) if profile.recipe.padding_free else (rows, length)
         tokens, hidden = rows * length, shape.hidden_size
         queries = shape.num_attention_heads * shape.head_dim
         eager, looped = profile.model.attn_implementation == "eager", profile.model.experts_implementation == "eager"
@@ -121,10 +108,10 @@ class _Layer:
         self.loss += (4 + compute) * tokens * hidden
 
 
-def memory(profile: Profile, shape: Shape, batch: Batch, on_gpu: bool = True) -> dict[str, float]:
+def memory(profile: Profile, shape: Shape, on_gpu: bool = True) -> dict[str, float]:
     """The most memory that one process takes during an update, item by item, in bytes; on a CPU the loss holds more."""
     trainable = BYTES[profile.recipe.adapter_dtype] * architecture.adapter_parameters(shape, profile)
-    layer, process = _Layer(profile, shape, batch, on_gpu), list(PROCESS)[on_gpu]
+    layer, process = _Layer(profile, shape, on_gpu), list(PROCESS)[on_gpu]
     items = {
         "base weights": BYTES[profile.model.dtype] * architecture.parameters(shape),
         "adapter": trainable,
@@ -211,7 +198,7 @@ class Plan:
 
     @property
     def total(self) -> Range:
-        """Seconds of the whole run, from and to; 0 if unknown."""
+        """Seconds of notebooks 1 to 5, from and to; 0 if unknown."""
         return sum(low for low, _ in self.seconds.values()), sum(high for _, high in self.seconds.values())
 
 
@@ -243,18 +230,13 @@ def plan(profile: Profile, machine: Machine, nproc: int | None = None, rows: int
         profile=profile,
         machine=machine,
         nproc=nproc,
-        items=memory(profile, shape, Batch.of(profile), on_gpu),
+        items=memory(profile, shape, on_gpu),
         measuring=_measuring_memory(profile, shape, on_gpu),
         rows=rows,
         steps=steps,
         tokens=tokens,
         seconds=_seconds(profile, machine.speed, shape, rows, flops) if machine.speed else {},
     )
-
-
-def here(session: "Session", nproc: int | None = None, rows: int | None = None) -> Plan:
-    """Plan a run on this machine; arguments as for `plan`."""
-    return plan(session.profile, this_machine(session.profile, session.gpus), nproc, rows)
 
 
 def _rows(profile: Profile, given: int | None) -> tuple[int, int]:
@@ -287,7 +269,7 @@ def _seconds(profile: Profile, gpu: Sku, shape: Shape, rows: int, flops: float) 
 
 
 def across_skus(profile: Profile, rows: int | None = None) -> "pd.DataFrame":
-    """The same run on every SKU in `machine/skus.toml`: GPUs that train, GB of one GPU, minutes of the whole run."""
+    """The same run on every SKU in `machine/skus.toml`: GPUs that train, GB of one GPU, minutes of notebooks 1 to 5."""
     import pandas as pd
 
     plans = [plan(profile, rented(sku, profile), rows=rows) for sku in skus.load().values()]
@@ -311,18 +293,18 @@ def explain(found: Plan, price: float | None = None) -> list[str]:
         _verdict(found),
         f"measuring takes {gb(found.measuring)}: {found.profile.measure.batch_size} questions are answered at once",
         f"{found.steps:,} updates on {found.rows:,} rows, up to {found.tokens:,} tokens with padding",
-        _exporting(found.profile),
+        _on_disk(found.profile),
     ]
     if not found.seconds:
         return [*lines, f"time unknown: machine/skus.toml does not say how fast {found.machine.processor} computes"]
     stages = ", ".join(f"{stage} {minutes(seconds)}" for stage, seconds in found.seconds.items())
-    lines.append(f"estimated minutes: {stages}; in all {minutes(found.total)}, without installation")
+    lines.append(f"estimated minutes: {stages}; in all {minutes(found.total)}, without installation and notebook 6")
     if found.total[0] > YEAR_S:
         low, high = (seconds / YEAR_S for seconds in found.total)
         lines.append(f"that is {low:,.0f} to {high:,.0f} years; lower train.num_train_epochs")
     if price is not None:
         low, high = (seconds / 3600 * price for seconds in found.total)
-        lines.append(f"the whole run costs {low:.2f} to {high:.2f} at {price:g} an hour")
+        lines.append(f"notebooks 1 to 5 cost {low:.2f} to {high:.2f} at {price:g} an hour")
     return lines
 
 
@@ -337,19 +319,19 @@ def _verdict(found: Plan) -> str:
     return f"fits: it takes {needs}; the largest part is {item} ({gb(found.items[item])}){recompute}"
 
 
-def _exporting(profile: Profile) -> str:
+def _on_disk(profile: Profile) -> str:
+    """What a run leaves on the disk, and what notebook 6 adds to it, to the memory and to the time."""
     shape, layers = architecture.shape_of(profile.hub), len(profile.recipe.expert_layers)
+    kept, exported = architecture.bytes_on_disk(shape) + bytes_to_write(profile, shape), export_bytes(profile, shape)
     loaded = BYTES[profile.model.dtype] * architecture.parameters(shape)
-    told = f"exporting in notebook 6 writes {gb(export_bytes(profile, shape))}"
+    told = f"it downloads and writes {gb(kept)}; exporting in notebook 6 writes {gb(exported)} more"
     told += f", and loads the model once more, on the CPU ({gb(loaded)})"
     slow, fast = RATES["pack"]
-    packing: Range = (
-        layers * architecture.expert_stack(shape) / fast,
-        layers * architecture.expert_stack(shape) / slow,
-    )
-    if packing[1] < 60:
+    weights = layers * architecture.expert_stack(shape)
+    if weights / slow < 60:
         return told
-    return f"{told}; packing {layers} layers' experts takes {minutes(packing)} minutes on a CPU, unmeasured on a GPU"
+    packing = minutes((weights / fast, weights / slow))
+    return f"{told}; packing {layers} layers' experts takes {packing} minutes on a CPU, unmeasured on a GPU"
 
 
 def minutes(seconds: Range) -> str:

@@ -61,7 +61,7 @@ def run(
     if TRAINING in names:
         ranks.check_share(loaded, processes)
     open_output_dir(output_dir, output_root)
-    doctor.check_disk(loaded, output_dir)
+    doctor.check_disk(loaded, output_dir, exports=NOTEBOOKS[-1] in names)
     prepare.source(loaded.data)  # an unreadable data file is refused now and not in notebook 02
     if profile.endswith(".toml"):
         profile = from_root(profiles.path_of(profile))  # the kernels' working folder
@@ -138,7 +138,8 @@ def _execute(name: str, parameters: dict[str, Any], folder: Path) -> None:
         cause = ranks.explain_lost(_cause(error.ename, error.evalue))
         raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     except RuntimeError as error:  # from nbclient: the kernel died or did not start
-        cause = f"{error} (out of memory, or of open files?)"
+        lost = ", or another process lost" if place().world_size > 1 else ""
+        cause = f"{error} (out of memory, or of open files{lost}?)"
         raise FtlibError(f"{_place(name, kept)}: {cause}; see {shown(kept)}") from None
     if rank:
         kept.unlink()

@@ -64,7 +64,7 @@ def test_rehearsal_is_ready(rehearsal: RehearsalHub, machine: Path, monkeypatch:
 
 def test_large_profile_asks_for_memory_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     large = profiles.load(LARGE)
-    planned = sum(planner.memory(large, architecture.shape_of(large.hub), planner.Batch.of(large)).values())
+    planned = sum(planner.memory(large, architecture.shape_of(large.hub)).values())
     gpu_machine(monkeypatch, 0)
     found = rows(LARGE)
     assert found["device"].verdict.startswith("use a machine with an NVIDIA GPU")
@@ -122,13 +122,28 @@ def test_gpu_profile_needs_a_compiler_and_headers(monkeypatch: pytest.MonkeyPatc
         doctor.check_compute(profiles.load(LARGE))
 
 
-def test_only_the_pinned_revision_counts_as_downloaded(machine: Path) -> None:
+def test_a_compiler_that_is_named_and_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Triton would not look for another."""
+    gpu_machine(monkeypatch, 1)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setenv("CC", "gcc")
+    doctor.check_compute(profiles.load(LARGE))
+    monkeypatch.setenv("CC", "/old/conda/bin/cc")
+    with pytest.raises(FtlibError, match=r"found CC='/old/conda/bin/cc', which is no program.*; unset CC"):
+        doctor.check_compute(profiles.load(LARGE))
+
+
+def test_only_the_pinned_weights_count_as_downloaded(machine: Path) -> None:
     profile = profiles.load(LARGE)
     published = architecture.bytes_on_disk(architecture.shape_of(profile.hub))
     for revision, left in (("b" * 40, published), (profile.hub.model_revision, published - 1234)):
         snapshot = machine / "cache/hub/models--openai--gpt-oss-20b/snapshots" / revision
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").write_bytes(bytes(1234))
+        (snapshot / "original").mkdir()
+        (snapshot / "original/model.safetensors").write_bytes(bytes(99))
         assert doctor._to_download(profile) == left
 
 
@@ -160,6 +175,15 @@ def test_each_volume_must_hold_the_sum_of_its_uses(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(bool(free(folder)) * 50e9, 0, free(folder)))
     with pytest.raises(FtlibError, match=error) if error else nullcontext():
         doctor.check_disk(profiles.load(name), machine / outputs)
+
+
+def test_what_notebook_06_exports_needs_room_too(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(500e9, 0, 100e9))
+    doctor.check_disk(profiles.load(LARGE), machine / "outputs")
+    with pytest.raises(
+        FtlibError, match=r"make room for 162\.6 GB .*, or leave out notebook 6, which writes 147\.2 GB"
+    ):
+        doctor.check_disk(profiles.load(LARGE), machine / "outputs", exports=True)
 
 
 def test_packages_that_differ_from_the_lock_are_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from ftlib.cli import app
 from ftlib.dataset.prepare import token_lengths
 from ftlib.errors import FtlibError
 from ftlib.machine import planner, skus
-from ftlib.machine.planner import Batch
 from ftlib.model import architecture
 from ftlib.profiles import Profile
 from ftlib.session import device
@@ -55,12 +54,13 @@ def test_published_run_is_counted_as_it_was_and_fits(published: planner.Plan) ->
     assert "base weights (41.8 GB)" in verdict
     assert "activations are recomputed" in verdict
     low, high = published.total
-    assert cost == f"the whole run costs {low / 240:.2f} to {high / 240:.2f} at 15 an hour"
+    assert cost == f"notebooks 1 to 5 cost {low / 240:.2f} to {high / 240:.2f} at 15 an hour"
 
 
 def test_what_exporting_takes_is_told(published: planner.Plan) -> None:
-    (told,) = [line for line in planner.explain(published) if line.startswith("exporting")]
-    assert "writes 147.2 GB, and loads the model once more, on the CPU (41.8 GB)" in told
+    (told,) = [line for line in planner.explain(published) if "exporting" in line]
+    assert told.startswith("it downloads and writes 15.4 GB; exporting in notebook 6 writes 147.2 GB more, and loads")
+    assert "the model once more, on the CPU (41.8 GB)" in told
     assert "packing 3 layers' experts takes 4.0 to 15 minutes on a CPU" in told
     tiny = profiles.load("tiny")
     assert not any("packing" in line for line in planner.explain(planner.plan(tiny, planner.this_machine(tiny, 0))))
@@ -145,7 +145,7 @@ def test_prediction_is_within_15_percent_of_the_measured_peak(
     monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 64)
     (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{SETTINGS[name]}')
     profile = profiles.load(tmp_path / "mine.toml")
-    items = planner.memory(profile, architecture.shape_of(profile.hub), Batch.of(profile), on_gpu=False)
+    items = planner.memory(profile, architecture.shape_of(profile.hub), on_gpu=False)
     measured = device.peak_above(build_trainer(profile).train, use_cpu=True)
     held_before = ("base weights", "adapter", "Python and libraries")
     predicted = sum(size for name, size in items.items() if name not in held_before)
@@ -162,8 +162,8 @@ def test_training_is_shared_and_the_rest_is_not(large: Profile) -> None:
 
 
 def test_this_machine_is_planned_without_times() -> None:
-    session: Any = SimpleNamespace(profile=profiles.load("tiny"), gpus=0)
-    found = planner.here(session, rows=500)
+    profile = profiles.load("tiny")
+    found = planner.plan(profile, planner.this_machine(profile, gpus=0), rows=500)
     assert (found.fits, found.steps, found.seconds) == (True, 32, {})
     assert planner.explain(found, price=3.0)[-1].startswith("time unknown")
 
@@ -203,5 +203,5 @@ def test_command_prints_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch
         app(["plan", "--profile", "gpt-oss-20b", "--sku", PUBLISHED_MACHINE, "--price", "10"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for wanted in ("fits: it takes", "63 updates", "training 1.1 to 7.2", "the whole run costs"):
+    for wanted in ("fits: it takes", "63 updates", "training 1.1 to 7.2", "notebooks 1 to 5 cost"):
         assert wanted in printed

@@ -201,7 +201,7 @@ def test_by_default_training_takes_all_gpus_and_measuring_one(
         monkeypatch.setenv(variable, str(value))
     monkeypatch.setattr(ranks.device, "gpus", lambda: gpus)
     monkeypatch.setattr(execution.doctor, "check_compute", lambda profile: None)
-    monkeypatch.setattr(execution.doctor, "check_disk", lambda profile, output_dir: None)
+    monkeypatch.setattr(execution.doctor, "check_disk", lambda profile, output_dir, exports: None)
     monkeypatch.setattr(execution, "_execute", lambda name, *_: started.append((name, 1)))
     monkeypatch.setattr(ranks, "launch", lambda _, processes, __: started.append(("04_train_lora", processes)))
     names = ["04_train_lora"] if world_size > 1 else ["03_load_model", "04_train_lora", "05_push_and_infer"]

@@ -27,5 +27,7 @@ def test_a_write_that_fails_leaves_the_earlier_record(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("text", [b"", b'{"cut": ', b"[1]", b"null", b'{"a": "\xff"}', b"[" * 10_000])
 def test_a_damaged_record_names_itself_and_the_notebook_that_writes_it(tmp_path: Path, text: bytes) -> None:
     (tmp_path / f"{NAME}.json").write_bytes(text)
-    with pytest.raises(FtlibError, match=rf"/{NAME}\.json is not readable \(.+\); run {NAME}\.ipynb again$"):
+    with pytest.raises(
+        FtlibError, match=rf"/{NAME}\.json is not readable \(.+\); delete it, and run again what wrote it$"
+    ):
         records.read(tmp_path, NAME)
