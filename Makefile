@@ -50,7 +50,9 @@ test-fast: $(INSTALLED)
 test-slow: $(INSTALLED) ## run the rest: whole trainings, other seeds, kills at any moment
 	@$(PYTEST) -m slow
 
-# Without a network: pip install --no-index --find-links wheels trl datasets ... first. In two parts: ARGS="-k TestLoaded".
+# With a torch of the machine's own and no network, first
+# grep -v ^torch== requirements.lock | pip install --no-deps --no-index --find-links wheels -r /dev/stdin
+# In two parts: ARGS="-k TestLoaded", then ARGS="-k 'not TestLoaded'".
 test-gpu: $(INSTALLED) ## what only a GPU of 80 GB can show, about 15 minutes; RIG=tiny rehearses it on a CPU
 	@RIG=$(or $(RIG),gpt-oss-20b) $(BIN)/pytest -m gpu tests/gpu $(ARGS)
 

@@ -311,7 +311,7 @@ class Profile(Section):
             yield "lora.target_modules and recipe.expert_layers are empty: nothing would learn; fill one of them"
 
     def accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches to gather before each update, so that one process and `world_size` train the same thing."""
+        """Micro-batches to gather before each update, so that `world_size` processes make as many as one."""
         wanted, held = self.recipe.effective_batch_size, self.train.per_device_train_batch_size
         if wanted % (held * world_size):
             found = f"{wanted} is not a multiple of train.per_device_train_batch_size × processes = {held} ×"

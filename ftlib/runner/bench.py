@@ -205,7 +205,10 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
         }
         trainer = cells.run("trainer", project_root() / "notebooks" / "04_train_lora.ipynb", namespace)
         trainer.args.save_strategy = "no"
-        yield trainer, clock
+        try:
+            yield trainer, clock
+        finally:
+            model.to("meta")  # an error's traceback would keep its weights
 
 
 @dataclass
