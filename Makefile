@@ -37,7 +37,7 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 		> .venv/share/jupyter/lab/settings/overrides.json
 	@$(BIN)/jupyter lab --ip $(IP) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
-bundle: $(INSTALLED) ## for a room without a network: outputs/bundle installs from itself; PYTHONS="3.11 3.12"
+bundle: $(INSTALLED) ## pack outputs/bundle, which installs without a network; PYTHONS="3.11 3.12"
 	@$(BIN)/python -m ftlib.machine.bundle $(PYTHONS)
 
 # Side by side: mypy computes on one core, and the tests leave one idle while they wait.
@@ -74,7 +74,6 @@ notebooks: $(INSTALLED) ## execute the committed notebooks, and renew the README
 	@cp $(addprefix outputs/committed/,$(SOLUTIONS)) notebooks/exercises/solutions
 	@$(MAKE) -s strip exercises
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir outputs/pictures notebooks/05_push_and_infer.ipynb
-	@mkdir -p notebooks/images
 	@mv outputs/pictures/05_push_and_infer_files/*.png notebooks/images/agreement.png
 
 exercises: $(INSTALLED) ## make the learners' exercises from those with solutions

@@ -138,14 +138,14 @@ def doctor(
 ) -> None:
     """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
     session = ftlib.start(profile, output_root)
-    from ftlib.machine import doctor
+    from ftlib.machine import OK, doctor
 
     checks = doctor.report(session.profile, session.output_dir, workshop)
     table = Table("check", "found", "verdict")
     for row in checks.itertuples(index=False):
-        table.add_row(*row, style="" if row.verdict == doctor.OK else "bold")
+        table.add_row(*row, style="" if row.verdict == OK else "bold")
     Console().print(table)
-    raise typer.Exit(int((checks["verdict"] != doctor.OK).any()))
+    raise typer.Exit(int((checks["verdict"] != OK).any()))
 
 
 @app.command()
@@ -202,7 +202,7 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8000,
     context: Annotated[int, typer.Option(min=64, help="The longest conversation, in tokens.")] = 2048,
 ) -> None:
-    """Serve an exported model through an API as OpenAI's, until Ctrl-C; the key may be given as FTLIB_SERVE_KEY."""
+    """Serve an exported model through an OpenAI-compatible API until Ctrl-C; FTLIB_SERVE_KEY may hold the key."""
     from ftlib.export.serve import KEY, Server
 
     file = file or _run_folder(profile, output_root) / "export/mxfp4.gguf"
@@ -259,8 +259,10 @@ def reset(
     """Delete a run's outputs, so that the notebooks begin anew; asks first."""
     folder = _run_folder(profile, output_root)
     if not (folder / "profile.json").is_file():
-        raise FtlibError(f"{output_root}/{folder.name} holds no run, so it stays; delete it by hand if it should go")
-    if yes or typer.confirm(f"Delete {output_root}/{folder.name} with all that it holds?"):
+        raise FtlibError(
+            f"{output_root}/{folder.name} is not a run and was not deleted; delete it by hand if you want to"
+        )
+    if yes or typer.confirm(f"Delete {output_root}/{folder.name} and everything in it?"):
         try:
             with FileLock(folder / "training.lock").acquire(timeout=0):
                 pass

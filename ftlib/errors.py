@@ -19,6 +19,8 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """A hint for a name that is not valid: the valid name that looks most like it, or all of them."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"valid are {valid}"
+    """A hint for a name that is not valid: the valid name that looks most like it, those that contain it, or all."""
+    close = difflib.get_close_matches(name, valid, n=1) or [longer for longer in valid if name and name in longer]
+    if len(close) == 1:
+        return f"did you mean {close[0]!r}?"
+    return f"did you mean one of {close}?" if close else f"valid are {valid}"

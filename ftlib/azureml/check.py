@@ -7,7 +7,7 @@ from typing import Any
 from ftlib.azureml import files
 from ftlib.azureml.workspace import GRANT, SCOPE, SECRET, Workspace, explain, read_secret
 from ftlib.errors import FtlibError
-from ftlib.machine.doctor import OK, Check
+from ftlib.machine import OK, Check
 
 WRITE_BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
 AZURE = "https://management.azure.com"

@@ -38,7 +38,7 @@ def validate(
 def check() -> None:
     """Ask Azure, and change nothing: are you signed in, is there quota, are the roles and the token there?"""
     from ftlib.azureml import check, workspace
-    from ftlib.machine.doctor import OK
+    from ftlib.machine import OK
 
     with workspace.azure_errors():
         rows = check.rows(workspace.connect())

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlib.azureml import files
+from ftlib.dataset.shapes import shortened
 from ftlib.errors import FtlibError, nearest
 from ftlib.machine import planner, skus
 from ftlib.session.redaction import redact
 
 COMPUTE_NAME = "3 to 24 letters, digits and dashes that begin with a letter and do not end with a dash"
-LONGEST_SHOWN = 80  # characters of a value
 LONGEST_IDLE_S = 1800
 LONGEST_JOB_S = 30 * 24 * 3600  # after which Azure ends any job
 LONGEST_REQUEST_MS = 180_000
@@ -71,8 +71,7 @@ def examine(path: Path, changes: Mapping[str, Any] | None = None) -> tuple[list[
     errors, warnings = _by_azure(path, file.data), dict[str, str]()
     if not errors:  # so the types are right
         for key, expected, is_error in CHECKS[files.schema(file.data)](file):
-            found = repr(file.get(key, "none"))
-            told = f"found {found if len(found) < LONGEST_SHOWN else found[:LONGEST_SHOWN] + '…'}; expected {expected}"
+            told = f"found {shortened(repr(file.get(key, 'none')))}; expected {expected}"
             (errors if is_error else warnings).setdefault(key, told)
     secrets = [key for key, value in _flat(file.data) if redact(value) != value]
     errors |= dict.fromkeys(secrets, "found a secret; keep it in the workspace's Key Vault as hf-token")
@@ -167,7 +166,7 @@ def _job(file: File) -> Found:
             yield finding._replace(key=at + finding.key)
     yield from _outputs(file)
     if file.get("tags.project") != "ftlib":
-        yield Finding("tags.project", "ftlib, by which status, register and clean know your jobs", False)
+        yield Finding("tags.project", "ftlib, so that status, register and clean recognise your jobs", False)
 
 
 def _referred(file: File, step: Mapping[str, Any]) -> list[str]:
@@ -226,7 +225,7 @@ def _machines(file: File) -> Found:
     if compute is not None and file.get(SERVERLESS):
         yield Finding(SERVERLESS, "nothing beside `compute`, whose machines the job gets", False)
     if nodes > 1 and not file.get("distribution"):
-        yield Finding("distribution", "type pytorch for several machines, or all but one would wait")
+        yield Finding("distribution", "type pytorch for several machines, or all machines but one stay idle")
 
 
 def _close(file: File, name: Any, schema: str) -> str:
@@ -337,7 +336,7 @@ def _compute(file: File) -> Found:
     if not re.fullmatch(r"[A-Za-z](?=.{2,23}$)[A-Za-z0-9-]*[A-Za-z0-9]", name):
         yield Finding("name", COMPUTE_NAME)
     if file.get("tags.project") != "ftlib":
-        yield Finding("tags.project", "ftlib, by which status and clean know your machines", False)
+        yield Finding("tags.project", "ftlib, so that status and clean recognise your machines", False)
     yield from (_instance if files.schema(file.data) == "computeInstance" else _nodes)(file)
 
 
@@ -372,7 +371,7 @@ def _environment(file: File) -> Found:
             "image", "a base image, such as openmpi5.0-cuda12.6-ubuntu24.04: a curated one has a Python of its own"
         )
     if image.endswith(":latest") or ":" not in image.rpartition("/")[2]:
-        yield Finding("image", "a tag that stays, or tomorrow's environment is another one", False)
+        yield Finding("image", "a fixed tag, or tomorrow's environment may differ", False)
 
 
 def _model(file: File) -> Found:
@@ -385,9 +384,9 @@ def _model(file: File) -> Found:
 
 def _endpoint(file: File) -> Found:
     if not re.fullmatch(r"[a-z](?=.{2,31}$)[a-z0-9-]*[a-z0-9]", str(file.get("name"))):
-        yield Finding("name", "3 to 32 small letters, digits and dashes that begin with a letter")
+        yield Finding("name", "3 to 32 lower-case letters, digits and dashes that begin with a letter")
     if file.get("tags.project") != "ftlib":
-        yield Finding("tags.project", "ftlib, by which status and clean know your endpoints", False)
+        yield Finding("tags.project", "ftlib, so that status and clean recognise your endpoints", False)
 
 
 def _deployment(file: File) -> Found:

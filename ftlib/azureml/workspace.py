@@ -1,4 +1,4 @@
-"""What is done in an Azure ML workspace: submit, list, register and clean up, and only what is one's own."""
+"""What is done in an Azure ML workspace: submit, list, register and clean up, and only what is yours."""
 
 import base64
 import contextlib
@@ -136,19 +136,19 @@ class Workspace:
             raise FtlibError(f"job {name} is {job.status}; its page has the whole log: {job.studio_url}") from None
 
     def jobs(self) -> list[Any]:
-        """One's own jobs, the newest first, as Azure lists them."""
+        """Your own jobs, the newest first, as Azure lists them."""
         return [job for job in self.client.jobs.list() if self.is_mine(job)]
 
     def computes(self) -> list[Any]:
-        """One's own clusters and instances."""
+        """Your own clusters and instances."""
         return [compute for compute in self.client.compute.list() if self.is_mine(compute)]
 
     def endpoints(self) -> list[Any]:
-        """One's own online endpoints."""
+        """Your own online endpoints."""
         return [endpoint for endpoint in self.client.online_endpoints.list() if self.is_mine(endpoint)]
 
     def ended(self, name: str, *states: str) -> Any:
-        """One's own job, if it has ended in one of these states, by default in any; an FtlibError if not."""
+        """Your own job, if it has ended in one of these states, by default in any; an FtlibError if not."""
         job = self.client.jobs.get(name)
         if not self.is_mine(job):
             raise FtlibError(f"job {name} is not one that you submitted with `ftlib azure submit`; name one that is")
@@ -158,7 +158,7 @@ class Workspace:
         return job
 
     def adapter_of(self, name: str) -> dict[str, Any]:
-        """What model.yml says for the adapter of one's own finished job; an FtlibError if there is none."""
+        """What model.yml says for the adapter of your own finished job; an FtlibError if there is none."""
         tags = dict(self.ended(name, "Completed").tags)
         if "adapter" not in tags:
             raise FtlibError(f"job {name} trained no adapter; name a job that did, such as one of walkthrough.yml")
@@ -169,7 +169,7 @@ class Workspace:
         return {"name": tags["adapter"], "path": path, "properties": properties | {"job": name}}
 
     def removable(self) -> list[tuple[str, str]]:
-        """Kind and name of one's own that costs by the hour, or will: endpoints, jobs that have not ended, computes."""
+        """Kind and name of what is yours and costs by the hour, or will: endpoints, unfinished jobs, computes."""
         endpoints = [("endpoint", endpoint.name) for endpoint in self.endpoints()]
         unfinished = [("job", job.name) for job in self.jobs() if job.status not in ENDED]
         return endpoints + unfinished + [("compute", compute.name) for compute in self.computes()]

@@ -43,7 +43,6 @@ class Reply:
     final: str  # its answer
     commentary: str  # its tool calls and asides
     complete: bool  # whether it finished its answer
-    raw: str  # the text that was parsed
 
 
 def split_channels(text: str) -> list[Segment]:
@@ -89,7 +88,7 @@ def parse_reply(text: str) -> Reply:
         if channel == "final":
             complete = segment.closed
             break
-    return Reply(**{channel: "\n".join(parts) for channel, parts in said.items()}, complete=complete, raw=text)
+    return Reply(**{channel: "\n".join(parts) for channel, parts in said.items()}, complete=complete)
 
 
 def pin_date(chat_template: str, date: str) -> str:

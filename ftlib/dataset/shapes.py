@@ -4,10 +4,10 @@
 - messages: a list of messages, or its JSON, in one column: OpenAI's (role, content) or ShareGPT's (from, value).
 - prompt and completion: texts, or lists of messages; or Alpaca's instruction, input and output.
 
-Beside either of the last two stand, where there are any, a system message, the reasoning (beside a completion) and its
-language. `USUAL` has the names of columns that are known; a profile's `data.columns` comes first. In every shape, a
-reply may also begin with its reasoning between `<think>` and `</think>`. A bad row cannot be trained on. An unusual one
-can: the published data set has some, and the blog post trained on them.
+Either of the last two may also have columns for a system message, the reasoning (beside a completion) and its language.
+`USUAL` has the names of columns that are known; a profile's `data.columns` comes first. In every shape, a reply may
+begin with its reasoning between `<think>` and `</think>`. A bad row cannot be trained on. An unusual one can: the
+published data set has some, and the blog post trained on them.
 """
 
 import contextlib

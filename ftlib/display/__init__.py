@@ -11,8 +11,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def shown(helper: Callable[P, R]) -> Callable[P, R]:
-    """Tell in one line of a wrong argument to a helper that people call, with what the helper takes."""
+def explains_arguments(helper: Callable[P, R]) -> Callable[P, R]:
+    """Report a wrong argument to a helper that people call in one line, with what the helper takes."""
 
     @wraps(helper)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

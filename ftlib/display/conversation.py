@@ -1,7 +1,7 @@
 """Conversations in colour: who speaks on which channel, and which tokens the loss sees.
 
 Colours are translucent and the text has the page's own colour, so both are legible in a light and a dark theme. Styles
-are inline: JupyterLab removes <style> from a notebook that is not trusted, and so it does `inherit` and variables.
+are inline: JupyterLab removes <style> from a notebook that is not trusted, and `inherit` and variables too.
 """
 
 import html
@@ -12,7 +12,7 @@ from itertools import groupby
 from IPython.display import HTML
 
 from ftlib.dataset.harmony import MARKERS, split_channels
-from ftlib.display import shown
+from ftlib.display import explains_arguments
 
 IGNORED = -100
 """The label that the loss skips: the model reads the token, but is not trained on it."""
@@ -39,7 +39,7 @@ _UNTRAINED = ("rgba(128,128,128,.25)", "rgba(128,128,128,.1)")
 _MARKER_RUN = re.compile(rf"(?P<marker>{html.escape(MARKERS)})(?P=marker)*")
 
 
-@shown
+@explains_arguments
 def show_conversation(text: str) -> HTML:
     """Show a conversation, decoded with its special tokens, one block a message, coloured by role and channel."""
     blocks, legend = [], {}
@@ -60,7 +60,7 @@ def _faint(text: str) -> str:
     return _MARKER_RUN.sub(marker, html.escape(text))
 
 
-@shown
+@explains_arguments
 def show_trained_tokens(tokens: Sequence[str], labels: Sequence[int]) -> HTML:
     """Show which tokens of a training example, given as texts, the loss sees: those with a label other than -100."""
     trained = [int(label) != IGNORED for label in labels]

@@ -19,7 +19,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ftlib.display import shown
+from ftlib.display import explains_arguments
 from ftlib.errors import FtlibError
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart.
@@ -72,7 +72,7 @@ def notebook_map() -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def engines(table: pd.DataFrame) -> Axes:
     """Draw agreement and exact answers of each engine: a table with columns engine, agreement and exact."""
     ax = _axes(height=0.62 * len(table) + 1.3)
@@ -88,7 +88,7 @@ def engines(table: pd.DataFrame) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
     """Draw h = W·x + (α/r)·B·A·x for a square weight W of `hidden` rows; A and B are drawn thicker than they are."""
     ax = _canvas(width=6.5, height=3.2)
@@ -108,7 +108,7 @@ def lora_diagram(r: int, alpha: int, hidden: int) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     """Draw how many tokens the conversations have, and how many of these `max_length` keeps; the last bar is open."""
     ax = _axes()
@@ -130,7 +130,7 @@ def token_lengths(lengths: Sequence[int], max_length: int) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def tokens_per_character(frame: pd.DataFrame) -> Axes:
     """Draw each language's tokens per character of reasoning, in the median row, by the table of `token_lengths`."""
     frame = frame[frame["reasoning_characters"] > 0].replace({"language": {"": "not named"}})
@@ -148,7 +148,7 @@ def tokens_per_character(frame: pd.DataFrame) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def parameter_blocks(frame: pd.DataFrame) -> Axes:
     """Draw where the model's parameters are, by the table of `adapters.parameter_table`."""
     ordered = frame.sort_values("parameters", ascending=False)
@@ -159,7 +159,7 @@ def parameter_blocks(frame: pd.DataFrame) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
     """Draw the bytes of the adapter's weights beside those of the base model, to scale."""
     # On a logarithmic scale, a thousandth would look like three quarters. The truth is a bar too thin to see.
@@ -171,7 +171,7 @@ def adapter_size(base_bytes: int, adapter_bytes: int) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def memory(items: Mapping[str, float], capacity: float) -> Axes:
     """Draw what takes memory, in bytes, from left to right, and the capacity."""
     sizes = list(items.values())
@@ -185,7 +185,7 @@ def memory(items: Mapping[str, float], capacity: float) -> Axes:
     return ax
 
 
-@shown
+@explains_arguments
 def training_curves(log_history: Sequence[Mapping[str, Any]]) -> list[Axes]:
     """Draw loss, token accuracy and learning rate by step, on three axes, from `trainer.state.log_history`."""
     steps = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["step", *_CURVES])
@@ -202,7 +202,7 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> list[Axes]:
     return list(panels)
 
 
-@shown
+@explains_arguments
 def agreement(before: pd.DataFrame, after: pd.DataFrame | None = None) -> Axes:
     """Draw how often the reasoning uses the language asked for, before and after training, with 95% intervals.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from IPython.display import HTML
 
-from ftlib.display import shown
+from ftlib.display import explains_arguments
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word"
 
 
-@shown
+@explains_arguments
 def readable(table: pd.DataFrame) -> HTML:
     """Show a table of texts whole, wrapped and aligned left."""
     with pd.option_context("display.max_colwidth", None):

@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftlib.dataset import harmony
 from ftlib.errors import FtlibError
 from ftlib.export.serve import Server
 from ftlib.session import manifest
@@ -24,7 +25,6 @@ NEW_TOKENS = 32
 # How far the typical token's logits may lie from those of the exported model: in float32 a share of what the adapter
 # moved; where rounding is coarser, as in bfloat16 and MXFP4, a share of the largest logit, and less than to the base.
 TOLERANCE, COARSE_TOLERANCE = 0.1, 0.15
-MARKER = re.compile(r"<\|\w+\|>")
 DTYPES = ("float32", "bfloat16", "float16")
 REPAIR = "save it with `save_pretrained(folder, save_original_format=False)`"
 
@@ -63,7 +63,7 @@ def distance(one: Answers, other: Answers) -> float:
     return (one.logits - other.logits).abs().amax(dim=-1).median().item()
 
 
-def folder(path: Path, expected: Answers, untrained: Answers, date: str, device: str = "cpu") -> Answers:
+def folder(path: Path, expected: Answers, untrained: Answers, date: str) -> Answers:
     """Check a folder against the answers of the model that was exported, and return its own.
 
     Args:
@@ -71,13 +71,12 @@ def folder(path: Path, expected: Answers, untrained: Answers, date: str, device:
         expected: what `ask` found, with the tokenizer of the base and its template pinned to `date`.
         untrained: the same of the base without its adapter.
         date: the day that the template writes.
-        device: where the model is loaded.
 
     Raises:
         FtlibError: names what is wrong with the folder, and how to fix it.
     """
     files(path)
-    model, tokenizer = load(path, device)
+    model, tokenizer = load(path)
     _check_tokenizer(path, tokenizer, expected, date)
     found, is_exact = ask(model, tokenizer), str(model.dtype) == "torch.float32" and not is_packed(path)
     apart, from_base = distance(found, expected), distance(found, untrained)
@@ -114,7 +113,7 @@ def gguf(file: Path, expected: Answers, tokenizer: Any) -> None:
     finally:
         server.close()
     # llama.cpp may leave out the markers.
-    found, wanted = (MARKER.sub("", text) for text in (choices[0].text, tokenizer.decode(expected.reply)))
+    found, wanted = (re.sub(harmony.MARKERS, "", text) for text in (choices[0].text, tokenizer.decode(expected.reply)))
     if _alike(found, wanted) < len(wanted) // 4:
         told = f"its reply begins {found[:40]!r}, expected {wanted[:40]!r}"
         raise FtlibError(f"{file.name} answers differently from the folder that it was converted from: {told}")
@@ -152,8 +151,8 @@ def is_packed(path: Path) -> bool:
     return any(name.endswith("_blocks") for name in _tensors(path))
 
 
-def load(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a folder as a person would; an FtlibError names a tensor that is missing or has another shape."""
+def load(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a folder as a person would, onto the CPU; an FtlibError names a tensor that is missing or misshapen."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import Mxfp4Config
@@ -171,7 +170,7 @@ def load(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
             attn_implementation="eager",
             experts_implementation="grouped_mm",
             dtype=dtype,
-            device_map=device,
+            device_map="cpu",
             use_safetensors=True,
             output_loading_info=True,
             **quantization,
@@ -188,8 +187,6 @@ def load(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def _check_tokenizer(path: Path, tokenizer: Any, expected: Answers, date: str) -> None:
-    from ftlib.dataset import harmony
-
     tokenizer.chat_template = harmony.pin_date(tokenizer.chat_template or "", date)
     if _written(tokenizer) != expected.written:
         told = "its tokenizer or chat template writes a conversation in another way than the model learned"

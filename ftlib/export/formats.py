@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-GGUF_TYPES = ("f32", "bf16", "q8_0", "auto")  # auto: as the folder has it, so MXFP4 stays MXFP4
+# By the converter's names; auto: as the folder has it, so MXFP4 stays MXFP4.
+GGUF_TYPES = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "auto": "GUESSED"}
 PACKED = ("_blocks", "_scales")
 
 
@@ -30,12 +31,23 @@ def replacing(folder: Path, size: float) -> Iterator[Path]:
     A kill before that leaves what was there. An FtlibError says that the disk has too little room.
     """
     with _alone(folder, size):
-        yield from _replacing(folder)
+        unfinished, earlier = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
+        if earlier.exists() and not folder.exists():  # a kill came between the two renames below
+            earlier.rename(folder)
+        for left in (unfinished, earlier):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
+        if folder.exists():
+            folder.rename(earlier)
+        unfinished.rename(folder)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _alone(target: Path, size: float) -> Iterator[None]:
-    """Let nobody else write beside a file or folder, if there is room for it."""
+    """Keep others from writing beside a file or folder; refuse where the disk is too small."""
     target.parent.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(target.parent)
     if disk.total and disk.free < size:  # a mounted volume may know no sizes
@@ -50,21 +62,6 @@ def _alone(target: Path, size: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _replacing(folder: Path) -> Iterator[Path]:
-    unfinished, earlier = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
-    if earlier.exists() and not folder.exists():  # a kill came between the two renames below
-        earlier.rename(folder)
-    for left in (unfinished, earlier):
-        shutil.rmtree(left, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    yield unfinished
-    manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
-    if folder.exists():
-        folder.rename(earlier)
-    unfinished.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def save_mxfp4(merged: "PreTrainedModel", base: Path, adapted: list[str], folder: Path) -> None:
@@ -133,7 +130,6 @@ def converting(folder: Path, file: Path, kind: str) -> Iterator[Path]:
 
     if kind not in GGUF_TYPES:
         raise FtlibError(f"found GGUF type {kind!r}, expected one of {', '.join(GGUF_TYPES)}")
-    kinds = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "auto": "GUESSED"}
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     unfinished = file.with_name(f"{file.name}.part")
     size = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
@@ -141,7 +137,7 @@ def converting(folder: Path, file: Path, kind: str) -> Iterator[Path]:
         with _alone(file, size):
             with _quiet_converter(TextModel), torch.inference_mode():
                 converter: Any = get_model_class(architecture)
-                converter(folder, getattr(gguf.LlamaFileType, kinds[kind]), unfinished, eager=True).write()
+                converter(folder, getattr(gguf.LlamaFileType, GGUF_TYPES[kind]), unfinished, eager=True).write()
             yield unfinished
             unfinished.replace(file)
     finally:
@@ -152,7 +148,7 @@ def converting(folder: Path, file: Path, kind: str) -> Iterator[Path]:
 def _quiet_converter(text_model: Any) -> Iterator[None]:
     """Keep the converter quiet, and let it take the rehearsal's tokenizer, which it does not know, for GPT-2's.
 
-    Both begin with a text's bytes.
+    Both are byte-level BPE.
     """
     known, level = text_model.get_vocab_base_pre, logging.root.manager.disable
 

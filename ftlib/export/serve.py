@@ -1,4 +1,4 @@
-"""Serves a GGUF file on this machine, through an API as OpenAI's, and asks it many questions at once.
+"""Serves a GGUF file on this machine, through an OpenAI-compatible API, and asks it many questions at once.
 
 Run as a program, this file is the server: it tells its address, and ends with its standard input.
 """
@@ -48,7 +48,7 @@ class Server:
             )
         self.api_key = os.environ.get(KEY) or secrets.token_urlsafe(24)
         if not re.fullmatch(r"[!-~]{8,200}", self.api_key):
-            raise FtlibError(f"{KEY} is no key: expected 8 to 200 letters, digits and signs without blanks")
+            raise FtlibError(f"{KEY} is not a valid key: expected 8 to 200 letters, digits and signs without blanks")
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
@@ -77,7 +77,7 @@ class Server:
         except KeyboardInterrupt:
             self.close()
             return
-        raise FtlibError(f"the server has ended by itself (code {code}); is there too little memory?")
+        raise FtlibError(f"the server has ended by itself (code {code}); did it run out of memory?")
 
     def close(self) -> None:
         """Stop it, also while it answers."""
@@ -98,7 +98,7 @@ def replies(client: "OpenAI", conversations: Sequence[Sequence[Any]], max_tokens
         answer = completions.create(model="local", messages=list(messages), max_tokens=max_tokens, temperature=0)
         choice = answer.choices[0]
         analysis, final = getattr(choice.message, "reasoning_content", None) or "", choice.message.content or ""
-        return Reply(analysis, final, "", complete=choice.finish_reason == "stop", raw=analysis + final)
+        return Reply(analysis, final, "", complete=choice.finish_reason == "stop")
 
     with ThreadPoolExecutor(SLOTS) as pool:
         return list(pool.map(ask, conversations))

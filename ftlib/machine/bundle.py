@@ -55,7 +55,7 @@ def main(
         list[str] | None, typer.Argument(help="The laptops' versions of Python; by default this.")
     ] = None,
 ) -> None:
-    """Write outputs/bundle; exit code 1 if the wheels for a system cannot be had."""
+    """Write outputs/bundle; exit code 1 if the wheels for a system cannot be downloaded."""
     try:
         missing = bundle(pythons or [f"{sys.version_info[0]}.{sys.version_info[1]}"])
     except (FtlibError, CommandError) as error:
@@ -66,7 +66,7 @@ def main(
 
 
 def bundle(pythons: list[str]) -> bool:
-    """Write the project and its wheels, and say for each system how large they are; True if any cannot be had."""
+    """Write the project and its wheels, and say how large they are by system; True if any cannot be downloaded."""
     copy_project()
     lock = learners_lock()
     (BUNDLE / LOCK).write_text(lock, encoding="utf-8")

@@ -7,13 +7,13 @@ import sysconfig
 import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ftlib.errors import FtlibError
-from ftlib.machine import azure, install, planner, workshop
+from ftlib.machine import OK, Check, azure, install, planner, workshop
 from ftlib.machine.planner import gb
 from ftlib.model import architecture
 from ftlib.profiles import Profile
@@ -22,17 +22,6 @@ from ftlib.session.session import project_root
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OK = "ok"
-LOCK = "requirements.lock"
-
-
-class Check(NamedTuple):
-    """One thing that was looked at."""
-
-    check: str
-    found: str
-    verdict: str
 
 
 def report(profile: Profile, output_dir: Path, is_instructor: bool = False) -> "pd.DataFrame":
@@ -43,13 +32,13 @@ def report(profile: Profile, output_dir: Path, is_instructor: bool = False) -> "
     import pandas as pd
 
     python = Check("Python", platform.python_version(), install.refusal() or OK)
-    first = [python, _packages(), *(Check(*row) for row in azure.rows())]
+    first = [python, _packages(), *azure.rows()]
     compute_rows = _compute(profile)
     ready = all(row.verdict == OK for row in compute_rows)  # or SFTConfig would say the same in other words
     needed = [*compute_rows, *([_arguments(profile)] * ready)]
     hub = _hub(profile)
     rows = [*first, *needed, *_room(profile, output_dir, hub[0].verdict), *hub]
-    rows += [Check(*row) for row in workshop.rows()] if is_instructor else []
+    rows += list(workshop.rows()) if is_instructor else []
     return pd.DataFrame(rows, columns=list(Check._fields))
 
 
@@ -69,9 +58,9 @@ def check_compute(profile: Profile) -> None:
 
 def _packages() -> Check:
     """Compare what is installed with the lock; `==` ignores a build tag such as torch's "+cpu"."""
-    lock = project_root() / LOCK
+    lock = project_root() / install.LOCK
     if not lock.is_file():
-        return Check("packages", f"no {LOCK} here", "run from the project's folder to compare versions")
+        return Check("packages", f"no {install.LOCK} here", "run from the project's folder to compare versions")
     lines = [line.partition("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
     pins = [pin for pin in map(Requirement, filter(None, lines)) if pin.marker is None or pin.marker.evaluate()]
     found: dict[str, str] = {canonicalize_name(package.name): package.version for package in distributions()}
@@ -82,8 +71,10 @@ def _packages() -> Check:
     ]
     if differing:
         named = ", ".join(differing[:5]) + (", …" if differing[5:] else "")
-        return Check("packages", f"{len(differing)} of {len(pins)} differ: {named}", f"run `pip install -r {LOCK}`")
-    return Check("packages", f"{len(pins)} as in {LOCK}", OK)
+        return Check(
+            "packages", f"{len(differing)} of {len(pins)} differ: {named}", f"run `pip install -r {install.LOCK}`"
+        )
+    return Check("packages", f"{len(pins)} as in {install.LOCK}", OK)
 
 
 def _compute(profile: Profile) -> list[Check]:

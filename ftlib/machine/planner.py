@@ -1,6 +1,7 @@
 """Before anything is downloaded or rented: does a run fit in memory, how long does it take, what does it cost?
 
-`memory` counts what the libraries keep, tensor by tensor. Minutes rest on the rates in `planner.toml`, costs on them.
+`memory` counts what the libraries keep, tensor by tensor. Minutes rest on the rates in `planner.toml`, and costs on
+the minutes.
 """
 
 import math

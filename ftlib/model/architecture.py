@@ -138,11 +138,10 @@ def active_matrices(shape: Shape) -> int:
     return attention + shape.num_hidden_layers * (router + experts)
 
 
-def useful_flops(shape: Shape, tokens: int, recompute: bool = False) -> int:
+def useful_flops(shape: Shape, tokens: int) -> int:
     """Floating-point operations of a forward and a backward pass with LoRA; 14.43 GFLOP a token for gpt-oss-20b.
 
     An active weight takes 2 forward and 2 backward; the 2 for its own gradient fall away, because it is frozen (compare
-    Kaplan et al. 2020, section 2.1). `recompute` adds activation checkpointing's second pass, without the head.
+    Kaplan et al. 2020, section 2.1).
     """
-    layers, head = active_matrices(shape), shape.vocab_size * shape.hidden_size
-    return tokens * (4 * (layers + head) + 2 * layers * recompute)
+    return 4 * tokens * (active_matrices(shape) + shape.vocab_size * shape.hidden_size)

@@ -31,7 +31,7 @@ PROGRESS = "progress.json"
 UNFINISHED = "adapter.unfinished"
 WEIGHTS = "adapter_model.safetensors"
 OF_THE_ADAPTER = ("04_train_lora", "05_push_and_infer")
-"""The records that tell of one adapter, and go with it."""
+"""The records that describe one adapter, and are deleted with it."""
 _changed: "WeakSet[torch.nn.Module]" = WeakSet()
 """The models of this process whose adapter is no longer as it began."""
 
@@ -153,7 +153,7 @@ class Progress(TrainerCallback):
         self.seconds = self._earlier + time.monotonic() - self._started
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop a training that has gone astray: from NaN nothing comes back."""
+        """Stop a training that has diverged: nothing recovers from NaN."""
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := kwargs["logs"].get(name) or 0):
                 raise FtlibError(f"update {state.global_step}: {name} is {value}; lower train.learning_rate")

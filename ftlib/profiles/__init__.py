@@ -26,30 +26,6 @@ BELONGS = {"model": "model_revision", "dataset": "revision", "lr_scheduler_type"
 LARGEST = 10**6  # bytes of a profile
 SHORT = reprlib.Repr()  # of what was found, at a length that can be read
 SHORT.maxstring = SHORT.maxother = 100
-# What values were called before November 2026, here or in transformers.
-RENAMED = {
-    "data.assistant_only_loss": "train.assistant_only_loss",
-    "data.max_length": "train.max_length",
-    "lora.alpha": "lora.lora_alpha",
-    "lora.dtype": "recipe.adapter_dtype",
-    "lora.expert_layers": "recipe.expert_layers",
-    "measure.attention": "measure.attn_implementation",
-    "measure.experts": "measure.experts_implementation",
-    "model.attention": "model.attn_implementation",
-    "model.experts": "model.experts_implementation",
-    "train.checkpoint_steps": "train.save_steps",
-    "train.effective_batch": "recipe.effective_batch_size",
-    "train.epochs": "train.num_train_epochs",
-    "train.gradient_checkpointing": "train.activation_checkpointing",
-    "train.gradient_checkpointing_kwargs": "train.activation_checkpointing_kwargs",
-    "train.min_learning_rate_share": "train.lr_scheduler_kwargs.min_lr_rate",
-    "train.optimizer": "train.optim",
-    "train.padding_free": "recipe.padding_free",
-    "train.per_device_batch": "train.per_device_train_batch_size",
-    "train.sampling": "train.train_sampling_strategy",
-    "train.schedule": "train.lr_scheduler_type",
-    "train.warmup_share": "train.warmup_steps",
-}
 
 
 def shipped() -> list[str]:
@@ -61,12 +37,7 @@ def load(name: str | Path) -> Profile:
     """Read a profile by its shipped name or by the path of a `.toml` file; FtlibError names the first mistake."""
     shown = _shown(str(name))
     try:
-        values = _read(path_of(name), shown, seen=())
-        for old, new in RENAMED.items():
-            part, key = old.split(".")
-            if isinstance(values.get(part), dict) and key in values[part]:
-                raise FtlibError(f"profile {shown}: {old} is now called {new}; rename it")
-        return Profile.model_validate(values)
+        return Profile.model_validate(_read(path_of(name), shown, seen=()))
     except ValidationError as error:
         raise FtlibError(f"profile {shown}: {_explain(error)}") from None
     except RecursionError:

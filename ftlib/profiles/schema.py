@@ -55,7 +55,7 @@ def _real_day(text: str) -> str:
 def _hub_name(text: str) -> str:
     if not REPO_ID.fullmatch(text):
         allowed = "at most 96 of A-Z, a-z, 0-9, '-', '_' and '.', without '--', '..', '.git' or a sign at either end"
-        raise ValueError(f"the Hub has no such names; expected {allowed}")
+        raise ValueError(f"the Hub does not accept this name; expected {allowed}")
     return text
 
 
@@ -98,7 +98,8 @@ class CallSection(Section):
                 raise ValueError(reason)
             allowed, why = self.works.get(name, ([value], ""))
             if value not in allowed:
-                raise ValueError(f"{name} = {value!r}: expected {' or '.join(map(repr, allowed))}: {why}")
+                expected = f"expected {' or '.join(map(repr, allowed))}: " if allowed else ""
+                raise ValueError(f"{name} = {value!r}: {expected}{why}")
         return self
 
 
@@ -204,6 +205,8 @@ class Train(CallSection):
         ]
     )
     works: ClassVar = {
+        "gradient_checkpointing": ((), "it is called activation_checkpointing now"),
+        "gradient_checkpointing_kwargs": ((), "they are called activation_checkpointing_kwargs now"),
         "completion_only_loss": ([False], "rows are conversations; see assistant_only_loss"),
         "eval_on_start": ([False], NO_EVALUATION),
         "eval_strategy": (["no"], NO_EVALUATION),

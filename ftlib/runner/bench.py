@@ -95,7 +95,7 @@ def run(profile: str, rounds: int, updates: int, console: Console) -> dict[str, 
     compared = recipes(profile)
     reference = compared[REFERENCE]
     doctor.check_compute(reference)
-    rows, config = rows_of(reference), shape_of(reference)
+    rows, config = rows_of(reference), config_of(reference)
     measured = _same_training(compared, config, rows, console)
     for turn in range(rounds):
         console.print(f"timing, round {turn + 1} of {rounds}", highlight=False)
@@ -123,7 +123,7 @@ def _same_training(
     return measured
 
 
-def shape_of(recipe: Profile) -> GptOssConfig:
+def config_of(recipe: Profile) -> GptOssConfig:
     """The configuration of a recipe's model, for random weights, which are not packed."""
     config = architecture.config_json(recipe.hub)
     return GptOssConfig(**{name: value for name, value in config.items() if name != "quantization_config"})

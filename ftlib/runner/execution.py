@@ -1,7 +1,6 @@
 """Runs notebooks headlessly with papermill: the same cells that a person sees, one notebook after another."""
 
 import contextlib
-import difflib
 import itertools
 import logging
 import os
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from ftlib import profiles
 from ftlib.dataset import prepare
-from ftlib.errors import FtlibError
+from ftlib.errors import FtlibError, nearest
 from ftlib.machine import doctor
 from ftlib.runner import cells, ranks
 from ftlib.runner.ranks import TRAINING
@@ -95,9 +94,7 @@ def shown(path: Path) -> str:
 def _name(notebook: str) -> str:
     name = Path(notebook).name.removesuffix(".ipynb")
     if name not in NOTEBOOKS:
-        close = difflib.get_close_matches(name, NOTEBOOKS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(NOTEBOOKS)}"
-        raise FtlibError(f"no notebook is called {notebook!r}; {hint}")
+        raise FtlibError(f"no notebook is called {notebook!r}; {nearest(name, list(NOTEBOOKS))}")
     return name
 
 

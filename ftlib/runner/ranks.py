@@ -47,7 +47,7 @@ def join() -> None:
 
 
 def check(names: list[str], processes: int | None) -> None:
-    """Refuse an `--nproc`, or ranks that have been started, where these notebooks can make nothing of them."""
+    """Refuse an `--nproc`, or ranks that have been started, where these notebooks cannot use them."""
     if processes is not None and (processes < 1 or (processes > 1 and TRAINING not in names)):
         raise FtlibError(f"--nproc {processes}: expected 1, or more for a run that includes {TRAINING}")
     ranks = place().world_size

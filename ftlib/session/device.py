@@ -128,7 +128,7 @@ def peak_memory_bytes() -> int:
     on_gpu = torch.cuda.max_memory_reserved() if gpus() else 0
     if on_gpu or sys.platform == "win32":
         return int(on_gpu or psutil.Process().memory_info().peak_wset)
-    import resource  # which Windows has not
+    import resource  # which Windows lacks
 
     unit = 1 if sys.platform == "darwin" else 1024  # of macOS and of Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

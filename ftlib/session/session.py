@@ -38,7 +38,7 @@ ADVICE = {
 }
 CACHES = {"HF_HUB_CACHE": "hub", "HF_XET_CACHE": "xet", "HF_DATASETS_CACHE": "datasets"}
 UNREADABLE = ("ArrowInvalid", "JSONDecodeError", "OSError", "SafetensorError", "UnicodeDecodeError")
-RESUMES = "FTLIB_RESUMES"  # the variable that names an ended job of Azure ML's whose training this one goes on with
+RESUMES = "FTLIB_RESUMES"  # the variable that names the ended Azure ML job whose training this one continues
 OWNER = "training.owner"  # holds the name of the job or machine that trains on a mounted volume
 CLAIM_TIMEOUT_S = 10.0  # a kernel whose run was killed takes a second or two to notice
 
@@ -323,7 +323,7 @@ def _isolate(token: str, cache: Path, host: str) -> None:
 def _prepare_libraries(profile: Profile, output_dir: Path) -> None:
     """Set what the libraries read from their surroundings when they are imported."""
     os.environ["TRACKIO_DIR"] = str(output_dir / "trackio")
-    if storage.is_network(output_dir):  # SQLite's default needs shared memory, which a mounted volume has not
+    if storage.is_network(output_dir):  # SQLite's default needs shared memory, which a mounted volume lacks
         os.environ.setdefault("TRACKIO_SQLITE_JOURNAL_MODE", "delete")
     os.environ["MLFLOW_MAX_LOG_PARAMS"] = "200"  # as many as Azure accepts for one run
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep, and leave the cores to others

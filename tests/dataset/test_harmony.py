@@ -1,7 +1,6 @@
 """Harmony text in, channels out; a pinned date changes nothing else."""
 
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ REPLY = (
     "<|channel|>analysis<|message|>El usuario pregunta 2 < 3.<|end|>"
     "<|start|>assistant<|channel|>final<|message|>Canberra.<|return|>"
 )
-WHOLE = Reply("El usuario pregunta 2 < 3.", "Canberra.", "", True, REPLY)
+WHOLE = Reply("El usuario pregunta 2 < 3.", "Canberra.", "", True)
 CONVERSATION = [
     {"role": "system", "content": "reasoning language: Spanish"},
     {"role": "user", "content": "Capital of Australia?"},
@@ -39,7 +38,7 @@ SURROUNDED = {
 
 @pytest.mark.parametrize("case", SURROUNDED)
 def test_what_surrounds_a_reply_does_not_change_it(case: str) -> None:
-    assert parse_reply(SURROUNDED[case]) == replace(WHOLE, raw=SURROUNDED[case])
+    assert parse_reply(SURROUNDED[case]) == WHOLE
 
 
 PARTIAL = {
@@ -57,7 +56,7 @@ PARTIAL = {
 @pytest.mark.parametrize("case", PARTIAL)
 def test_a_partial_reply_keeps_what_is_there(case: str) -> None:
     text, analysis, final, complete = PARTIAL[case]
-    assert parse_reply(text) == Reply(analysis, final, "", complete, text)
+    assert parse_reply(text) == Reply(analysis, final, "", complete)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,6 @@ def test_no_text_is_lost_and_no_marker_is_content(text: str) -> None:
     for segment in segments:
         assert not any(marker in segment.content for marker in ("<|start|>", "<|channel|>", "<|message|>"))
     reply = parse_reply(text)
-    assert reply.raw == text
     assert all(part in text for said in (reply.analysis, reply.commentary, reply.final) for part in said.split("\n"))
     assert not reply.complete or any(segment.closed and segment.channel == "final" for segment in segments)
 

@@ -1,4 +1,4 @@
-"""A user's own data through all five notebooks, from one short profile."""
+"""A user's own data through all notebooks, from one short profile."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_the_example_is_killed_in_mid_training_and_runs_to_its_end(tmp_path: Pat
     assert "own_data.jsonl, a local file" in (output_dir / "adapter/README.md").read_text()
 
 
-def test_rows_without_a_language_go_through_all_five_notebooks(tmp_path: Path, notebooks: Any) -> None:
+def test_rows_without_a_language_go_through_all_notebooks(tmp_path: Path, notebooks: Any) -> None:
     """Half of them with `<think>`; only the assistant's turns are trained on. The folder is that of JupyterLab."""
     shutil.copytree(ROOT / "notebooks/examples", tmp_path / "notebooks/examples")
     with (tmp_path / "rows.jsonl").open("w") as file:

@@ -37,6 +37,6 @@ def test_what_is_no_run_or_in_use_stays(tiny: Path) -> None:
     with FileLock(tiny / "training.lock"), pytest.raises(FtlibError, match=r"^a training runs in outputs/tiny; stop"):
         reset("y")
     (tiny / "profile.json").unlink()
-    with pytest.raises(FtlibError, match=r"^outputs/tiny holds no run, so it stays; delete it by hand"):
+    with pytest.raises(FtlibError, match=r"^outputs/tiny is not a run and was not deleted; delete it by hand"):
         reset("y")
     assert tiny.is_dir()

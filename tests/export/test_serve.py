@@ -85,7 +85,7 @@ def test_file_that_is_none_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["        ", "short", "x" * 300, "with a blank", "line\nline"])
 def test_key_that_no_client_could_send_is_refused(key: str, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(serve.KEY, key)
-    with pytest.raises(FtlibError, match=r"^FTLIB_SERVE_KEY is no key: expected 8 to 200 letters"):
+    with pytest.raises(FtlibError, match=r"^FTLIB_SERVE_KEY is not a valid key: expected 8 to 200 letters"):
         serve.Server(gguf)
 
 

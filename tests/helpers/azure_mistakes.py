@@ -149,7 +149,7 @@ MISTAKES: dict[str, list[tuple[str, Any, str]]] = {
     ],
     "cluster": [
         ("size", "NC96ads_A100_v4", "expected a machine as Azure spells it; did you mean"),
-        ("size", "A100", "expected a machine as Azure spells it; valid are"),
+        ("size", "A100", "expected a machine as Azure spells it; did you mean one of"),
         ("size", GONE, "expected a machine as Azure spells it; valid are"),
         ("name", "a", "expected 3 to 24 letters, digits and dashes that begin with a"),
         ("name", "ftlib_a100", "expected 3 to 24 letters, digits and dashes that begin with a"),
@@ -197,12 +197,12 @@ MISTAKES: dict[str, list[tuple[str, Any, str]]] = {
     ],
     "endpoint": [
         ("name", "my", "must be at least 3 and at most 32 characters long"),
-        ("name", "My-Endpoint", "expected 3 to 32 small letters, digits and dashes that begin with"),
+        ("name", "My-Endpoint", "expected 3 to 32 lower-case letters, digits and dashes that begin with"),
         ("auth_mode", "none", "auth_mode: Value 'none' passed is not in set"),
         ("authmode", "key", "authmode: Unknown field."),
     ],
     "deployment": [
-        ("instance_type", "A100", "expected a machine as Azure spells it; valid are"),
+        ("instance_type", "A100", "expected a machine as Azure spells it; did you mean one of"),
         ("instance_type", "Standard_DS3_v2", "expected a machine with a GPU, which the model needs"),
         ("instance_count", 0, "instance_count: found 0; expected 1 or more"),
         ("request_settings.request_timeout_ms", 300_000, "expected 180000 milliseconds at most"),

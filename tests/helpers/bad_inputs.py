@@ -69,7 +69,7 @@ def adapter(base: str = "rehearsal/gpt-oss-tiny", unlisted: str = "") -> dict[st
 COMMANDS = [
     Case("unknown profile", ("profile 'tinny' is unknown; did you mean 'tiny'?",), ("run", "--profile", "tinny")),
     Case("missing profile file", ("other.toml: no such file", "give the path"), ("run", "--profile", "other.toml")),
-    Case("unknown notebook", ("no notebook is called '04_trian'; did you mean 04_train_lora?",), ("run", "04_trian")),
+    Case("unknown notebook", ("no notebook is called '04_trian'; did you mean '04_train_lora'?",), ("run", "04_trian")),
     Case("no process", ("--nproc 0: expected 1, or more",), ("run", "--nproc", "0")),
     Case("ranks without training", ("--nproc 2: expected 1", "includes 04_train_lora"), ("run", "01_setup", "--nproc", "2")),
     Case("output root is a file", ("output_root = 'file': nothing can be written there", "name another place"), (*EXPLORE, "--output-root", "file"), files={"file": ""}),
@@ -120,7 +120,7 @@ PROFILES = [
         ('name = "../tiny"', "name = '../tiny'", "names the folder"),
         ("train = 3", "train = 3", "dictionary"),
         *(
-            (f'[hub]\npush_target = "{name}"', "the Hub has no such names", "at most 96 of A-Z")
+            (f'[hub]\npush_target = "{name}"', "the Hub does not accept this name", "at most 96 of A-Z")
             for name in ("a..b", "a--b", "me/a.git", "é", "-a", "a.", "me/x/y", "a" * 97)
         ),
         ('[hub]\nmodel = "lab/a--b"', "hub.model = 'lab/a--b'", "at most 96"),
@@ -153,7 +153,11 @@ PROFILES = [
         ('[train]\nlogging_strategy = "no"', "train.logging_strategy = 'no': expected 'steps'", "each update"),
         ('[train]\noptim = "paged_adamw_8bit"', "train.optim = 'paged_adamw_8bit'", "requirements.lock lacks"),
         ("[train]\npacking = true", "train.packing = True: expected False", "recipe.padding_free"),
-        ("[train]\ngradient_checkpointing = true", "is now called train.activation_checkpointing", "rename it"),
+        (
+            "[train]\ngradient_checkpointing = true",
+            "train.gradient_checkpointing = True",
+            "it is called activation_checkpointing now",
+        ),
         ("[train]\nlr_scheduler_kwargs = { min_lr = 0.1, x = 1 }", "'cosine_with_min_lr' takes no x", "'min_lr_rate'"),
         ("[train]\nlr_scheduler_kwargs = {}", "takes exactly one of", "'min_lr_rate'"),
         (f"[train]\nx = {'[' * 999}{']' * 999}", "mine.toml nests or extends too deep", "extend one of"),

@@ -23,7 +23,6 @@ def test_the_published_model_is_counted_without_it() -> None:
     assert architecture.adapter_parameters(PUBLISHED, LARGE) == 15_040_512
     assert architecture.parameters(PUBLISHED) + 15_040_512 == 20_929_797_696
     assert architecture.useful_flops(PUBLISHED, tokens=1) == pytest.approx(14.43e9, rel=1e-3)
-    assert architecture.useful_flops(PUBLISHED, tokens=1, recompute=True) == pytest.approx(20.48e9, rel=1e-3)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "self_attn.v_proj", "2.self_attn.o_proj"], []])

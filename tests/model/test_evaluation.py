@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
         for _ in range(1 + 16):  # the prompt, then token by token
             streamer.put(None)
         questions = [messages[-1]["content"] for messages in conversations]
-        return [Reply("" if text == "silent" else ENGLISH, text, "", "odd" not in text, raw="") for text in questions]
+        return [Reply("" if text == "silent" else ENGLISH, text, "", "odd" not in text) for text in questions]
 
     def score(model: object, tokenizer: object, conversations: Sequence[Any], max_length: int) -> list[Score]:
         assert 0 < len(conversations) <= SETTINGS.score_batch_size

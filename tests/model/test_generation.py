@@ -50,7 +50,6 @@ def test_replies_are_read_channel_by_channel_and_are_the_same_alone_and_in_a_bat
     for prompt, reply in zip(prompts, together, strict=True):
         assert reply.complete
         assert reply.analysis.startswith("The user")
-        assert reply.raw.startswith("<|channel|>analysis<|message|>")
         assert "<|" not in reply.analysis + reply.final
         assert generate_reply(base_model, tokenizer, prompt, LONG_ENOUGH).final == reply.final
     assert together[0].final == "2 plus 3 is 5."
@@ -100,7 +99,7 @@ def test_a_reply_that_is_cut_is_not_complete(
     reply = generate_reply(base_model, tokenizer, QUESTION, 10)
     assert not reply.complete
     assert (reply.final, together[0].analysis.startswith(reply.analysis)) == ("", True)
-    assert len(tokenizer(reply.raw)["input_ids"]) == 10
+    assert 0 < len(tokenizer(reply.analysis)["input_ids"]) < 10
 
 
 def test_a_score_is_the_cross_entropy_of_the_replys_tokens(

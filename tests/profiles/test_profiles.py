@@ -95,9 +95,11 @@ REFUSED = [  # beside those of helpers/bad_inputs
     ("[track]\nxyz = 1", "unknown key track.xyz; valid are ['project']"),
     (f'[data]\ndataset = "a.csv"\nrevision = "{"0" * 40}"', "belongs to no local file; leave it out"),
     ('[model]\nattn_implementation = "flex_attention"', "model.attn_implementation = 'flex_attention' needs a GPU"),
-    *(
-        (f"[{old.replace('.', ']' + chr(10))} = 1", f"{old} is now called {new}")
-        for old, new in profiles.RENAMED.items()
+    ("[train]\nepochs = 3", "train.epochs: SFTConfig has no such argument; did you mean 'num_train_epochs'?"),
+    ("[lora]\nalpha = 8", "lora.alpha: LoraConfig has no such argument; did you mean 'lora_alpha'?"),
+    (
+        "[train]\ngradient_checkpointing = true",
+        "train.gradient_checkpointing = True: it is called activation_checkpointing now",
     ),
 ]
 
@@ -108,12 +110,6 @@ def test_a_mistake_is_named_with_what_is_allowed(write: Write, change: str, mess
         profiles.load(write(f'extends = "tiny"\n{change}\n'))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_new_names_exist() -> None:
-    for new in profiles.RENAMED.values():
-        section, key, *_ = new.split(".")
-        assert key in profiles.load("tiny").model_dump()[section]
 
 
 def test_a_profile_cannot_be_changed_by_a_cell() -> None:

@@ -36,7 +36,7 @@ def rows(reference: Profile) -> Dataset:
 
 
 def in_float32(recipe: Profile, rows: Dataset) -> bench.Measured:
-    config = bench.sensitive(bench.shape_of(recipe))
+    config = bench.sensitive(bench.config_of(recipe))
     return bench.check(bench.changed(recipe, bench.IN_FLOAT32), config, rows)
 
 
@@ -76,7 +76,7 @@ def test_without_their_guard_rows_that_see_one_another_are_refused(
 
 
 def test_recomputed_activations_need_less_memory(reference: Profile, rows: Dataset) -> None:
-    config = bench.shape_of(reference)
+    config = bench.config_of(reference)
     kept = bench.changed(reference, {("train", "activation_checkpointing"): False})
     assert bench.check(reference, config, rows).peak_bytes < 0.8 * bench.check(kept, config, rows).peak_bytes
 
@@ -101,7 +101,7 @@ def test_large_rows_are_as_long_as_the_blog_posts_with_their_padding(tokenizer: 
 def test_the_ratio_is_that_of_the_median_updates(
     reference: Profile, rows: Dataset, exact: bench.Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(bench._time(reference, bench.shape_of(reference), rows, updates=2)) == 2
+    assert len(bench._time(reference, bench.config_of(reference), rows, updates=2)) == 2
     turns = iter([[4.0, 4.0], [1.0, 2.0], [1.0, 1.0], [1.0, 1.0], [9.0, 2.0], [4.0, 4.0]])  # forth, and back
     monkeypatch.setattr(bench, "check", lambda *_: replace(exact, update_s=[]))
     monkeypatch.setattr(bench, "_time", lambda *_: next(turns))
