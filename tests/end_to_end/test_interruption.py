@@ -108,17 +108,17 @@ def test_a_kill_before_a_checkpoint_is_sealed_changes_nothing(alone: Training, t
 @pytest.mark.slow
 @pytest.mark.timeout(4 * HANGING_S)
 def test_kills_at_any_moment_change_nothing(alone: Training) -> None:
-    """Some come while a checkpoint's files are written, others anywhere in the training."""
+    """Some come just after a checkpoint was sealed, others while the next one's files are written."""
     chance, killed = random.Random(1), 0
     for number in range(6):
         training = Training(alone.project, f"killed-{number}")
         launch = training.start()
-        while_writing = number % 2
-        while not launch.is_over and not training.says("starting at the first update"):
-            time.sleep(0.05)
+        sealed, while_writing = chance.choice([3, 6]), number % 2
+        while not launch.is_over and f"checkpoint-{sealed}" not in training.checkpoints(sealed=True):
+            time.sleep(0.0005)
         while not launch.is_over and while_writing and not training.checkpoints(sealed=False):
             time.sleep(0.0005)
-        time.sleep(chance.uniform(0, 0.01 if while_writing else 5))
+        time.sleep(chance.uniform(0, 0.01))
         killed += not launch.is_over
         launch.kill()
         training.start().succeed()

@@ -3,6 +3,7 @@
 The notebooks run once, in a project of their own; each test looks at the results or goes on from them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +130,21 @@ def test_an_export_is_checked_from_the_command_line(walkthrough: Project) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * HANGING_S)
 def test_an_export_killed_at_ten_moments_keeps_what_was_there(copy: Project) -> None:
+    """Each later than the one before, by how often the folder has changed; then as many as it takes to the end."""
     export, command = copy.root / OUTPUT / "export", ["-m", "ftlib.cli", "export", "--to", "gguf"]
+
+    def seen() -> set[tuple[str, int]]:
+        with contextlib.suppress(OSError):  # a file that is gone by now
+            return {(path.name, path.stat().st_size) for path in export.rglob("*")}
+        return set()
+
+    def wait_for_changes(launch: Launch, number: int) -> None:
+        last = seen()
+        while number and not launch.is_over:
+            if (now := seen()) != last:
+                last, number = now, number - 1
 
     def finished() -> dict[str, str]:
         """Checksums by place; after a kill between two renames, the earlier folder has another name for a while."""
@@ -142,17 +155,14 @@ def test_an_export_killed_at_ten_moments_keeps_what_was_there(copy: Project) -> 
         }
 
     Launch(command, copy.root).succeed()
-    started, before = time.monotonic(), finished()
-    Launch(command, copy.root).succeed()
-    takes, killed = time.monotonic() - started, 0
-    assert finished() == before
+    before, killed = finished(), 0
     for number in range(10):
         launch = Launch(command, copy.root)
-        time.sleep(takes * (0.3 + 0.07 * number))  # before that, it imports
+        wait_for_changes(launch, number + 1)
         killed += not launch.is_over
         launch.kill()
         assert finished() == before, f"after kill {number}"
-    assert killed >= 8
+    assert killed >= 5, killed
     Launch(command, copy.root).succeed()
     assert finished() == before
     assert not list(export.glob("*.part")) + list(export.glob("*.old"))

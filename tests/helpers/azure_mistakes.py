@@ -74,7 +74,7 @@ MISTAKES: dict[str, list[tuple[str, Any, str]]] = {
         ("resources.shm_size", "0g", "expected a number and one of b, k, m, g, such as 64g:"),
         ("resources.shm_size", GONE, "expected a number and one of b, k, m, g, such as 64g:"),
         ("resources.instance_count", 0, "resources.instance_count: found 0; expected 1 or more"),
-        ("resources.instance_count", 2, "expected type pytorch for several machines, or all but one"),
+        ("resources.instance_count", 2, "expected type pytorch for several machines, or all machines but one"),
         ("resources.instance_count", -1, "resources.instance_count: found -1; expected 1 or more"),
         ("environment", "ftlib", "expected one, or azureml:NAME@latest"),
         ("environment", "azureml:ftlib", "expected azureml:NAME@latest or azureml:NAME:VERSION"),

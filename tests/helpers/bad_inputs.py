@@ -107,7 +107,7 @@ PROFILES = [
         ("[train]\nnum_train_epochs = 1.5", "train.num_train_epochs = 1.5", "integer"),
         ("[train]\nnum_train_epochs = 0", "train.num_train_epochs = 0", "greater than 0"),
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan", "less than 1"),
-        ('[train]\nschedule = "cosine"', "train.schedule is now called train.lr_scheduler_type", "rename it"),
+        ('[train]\nschedule = "cosine"', "train.schedule: SFTConfig has no such argument", "'lr_scheduler_type'"),
         ('[train]\nlr_scheduler_type = "cosin"', "train.lr_scheduler_type = 'cosin'", "'cosine_with_min_lr'"),
         ('[data]\ntemplate_date = "2025-02-30"', "data.template_date = '2025-02-30'", "a real day as YYYY-MM-DD"),
         ('[data]\ndataset = "mine"', "data.dataset 'mine'", "a folder begins with './'"),

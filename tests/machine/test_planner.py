@@ -1,5 +1,6 @@
 """The plan against what is known: the published run's numbers, and measured peaks of the tiny model."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from helpers import ROOT
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 from trl.kernels import chunked_logprob
@@ -64,6 +66,20 @@ def test_what_exporting_takes_is_told(published: planner.Plan) -> None:
     assert "packing 3 layers' experts takes 4.0 to 15 minutes on a CPU" in told
     tiny = profiles.load("tiny")
     assert not any("packing" in line for line in planner.explain(planner.plan(tiny, planner.this_machine(tiny, 0))))
+
+
+def test_the_readme_asks_for_what_is_planned(published: planner.Plan, large: Profile) -> None:
+    shape = architecture.shape_of(large.hub)
+    on_disk = architecture.bytes_on_disk(shape) + planner.bytes_to_write(large, shape)
+    planned = {
+        r"training is planned to take (\d+) GB": published.peak,
+        r"(\d+) GB of free disk": on_disk,
+        r"notebook 6 writes (\d+) GB more": planner.export_bytes(large, shape),
+    }
+    readme = (ROOT / "README.md").read_text()
+    for text, size in planned.items():
+        (told,) = re.findall(text, readme)
+        assert abs(int(told) - size / 1e9) < 1, text
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
