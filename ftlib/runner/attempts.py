@@ -9,7 +9,7 @@ from ftlib.runner import cells
 from ftlib.runner.execution import NOTEBOOKS
 from ftlib.runner.ranks import TRAINING
 from ftlib.runner.report import STYLE
-from ftlib.session import records
+from ftlib.session import hub_client, records
 from ftlib.session.session import Session
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ def run(session: Session) -> dict[str, Any]:
         held-out replies), trainable_parameters, seconds (of training), and the conditions of the measurement.
 
     Raises:
-        FtlibError: this machine cannot run the profile, or a cell failed: why.
+        FtlibError: this machine cannot run the profile, the base's download is damaged, or a cell failed: why.
     """
     from ftlib.dataset import prepare
 
     profile, notebooks = session.profile, session.project_root / "notebooks"
     doctor.check_compute(profile)
     doctor.check_disk(profile, session.output_dir)
+    hub_client.check_download(profile.hub.model, profile.hub.model_revision)
     namespace: dict[str, Any] = {"session": session, "profile": profile, "resume": False}
     cells.run("result", notebooks / f"{TRAINING}.ipynb", namespace)
     peft_model = namespace["peft_model"]

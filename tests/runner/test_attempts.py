@@ -50,6 +50,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     profile = tiny.model_copy(update={"measure": measure})
     monkeypatch.setattr("ftlib.dataset.prepare.load", lambda *_: ([], []))
     monkeypatch.setattr(attempts.evaluation, "conditions", lambda *_: SAME)
+    monkeypatch.setattr(attempts.hub_client, "check_download", lambda *_: None)
     return SimpleNamespace(profile=profile, project_root=tmp_path, output_dir=tmp_path / "outputs")
 
 
@@ -82,4 +83,13 @@ def test_an_attempt_that_this_machine_cannot_finish_is_not_begun(session: Any, m
     monkeypatch.setattr(device, "installed_gpus", list)
     monkeypatch.setattr(device, "gpus", lambda: 0)
     with pytest.raises(FtlibError, match=r"^profile gpt-oss-20b computes on a GPU: found no GPU"):
+        attempts.run(session)
+
+
+def test_an_attempt_on_a_damaged_base_is_not_begun(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(model: str, revision: str) -> None:
+        raise FtlibError(f"{model} is damaged")
+
+    monkeypatch.setattr(attempts.hub_client, "check_download", damaged)
+    with pytest.raises(FtlibError, match=r"^rehearsal/gpt-oss-tiny is damaged$"):
         attempts.run(session)
