@@ -42,7 +42,7 @@ OutputRoot = Annotated[str, typer.Option(help="Parent of the run's folder.")]
 def run(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks to run; all six if none is named.")] = None,
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     nproc: Nproc = None,
     resume: Annotated[bool, typer.Option(help="Resume an interrupted training, or train again.")] = True,
 ) -> None:
@@ -61,7 +61,7 @@ def run(
 @app.command("try")
 def try_(
     profile: Annotated[str, typer.Argument(help="The path of a .toml file, or a shipped profile.")],
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
 ) -> None:
     """Train a changed recipe, measure it, and add it to the table of attempts; on tiny, in less than a minute."""
     session = ftlib.start(profile, f"{output_root}/attempts")
@@ -86,7 +86,7 @@ def try_(
 @app.command()
 def push(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     exported: Annotated[str | None, typer.Option(help="Push this export instead: safetensors or mxfp4.")] = None,
 ) -> None:
     """Push a run's finished adapter to the Hub, as notebook 05 does; after a failure it may be repeated at any time."""
@@ -106,7 +106,7 @@ def push(
 @app.command()
 def plan(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     sku: Annotated[str | None, typer.Option(help="An Azure machine type; without it, this machine.")] = None,
     nproc: Nproc = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of the machine per hour.")] = None,
@@ -133,7 +133,7 @@ def plan(
 @app.command()
 def doctor(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     workshop: Annotated[bool, typer.Option("--workshop", help="Also what an instructor needs.")] = False,
 ) -> None:
     """Check whether this machine is ready, and say how to fix what is not; exit code 1 if anything is not."""
@@ -151,7 +151,7 @@ def doctor(
 @app.command()
 def bench(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each recipe.")] = 5,
     updates: Annotated[int, typer.Option(min=1, help="Timed updates in a turn.")] = 4,
 ) -> None:
@@ -171,7 +171,7 @@ def bench(
 @app.command()
 def export(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     to: Annotated[str | None, typer.Option(help="safetensors, mxfp4 or gguf; by default safetensors.")] = None,
     check: Annotated[Path | None, typer.Option(help="Write nothing, and check this folder.")] = None,
 ) -> None:
@@ -197,7 +197,7 @@ def export(
 @app.command()
 def serve(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     file: Annotated[Path | None, typer.Option(help="A GGUF file; without it, the run's in MXFP4.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8000,
     context: Annotated[int, typer.Option(min=64, help="The longest conversation, in tokens.")] = 2048,
@@ -231,10 +231,10 @@ def join(
     name: Annotated[str, typer.Option(prompt="Your name", show_default=False, help="As the leaderboard shows it.")],
 ) -> None:
     """Join the room's rehearsal Hub; asks for the code that the instructor shows, or reads it in FTLIB_ROOM_CODE."""
-    from ftlib.session import room
+    from ftlib.session import membership
 
     code = os.environ.get("FTLIB_ROOM_CODE") or typer.prompt("The room's code")
-    member = room.join(project_root() / OUTPUT_ROOT, address.rstrip("/"), name, code)
+    member = membership.join(project_root() / OUTPUT_ROOT, address.rstrip("/"), name, code)
     # By the name of tiny, it goes on with what was trained before.
     profile = f'extends = "tiny"\nname = "tiny"\n\n[hub]\nendpoint = "{member.address}"\n'
     (project_root() / "room.toml").write_text(profile, encoding="utf-8")
@@ -243,7 +243,7 @@ def join(
 
 
 @app.command()
-def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> None:
+def report(profile: Profile = "tiny", output_root: OutputRoot = OUTPUT_ROOT) -> None:
     """Write the HTML report of a run from its notebooks and records."""
     from ftlib.runner import execution, report
 
@@ -253,7 +253,7 @@ def report(profile: Profile = "tiny", output_root: OutputRoot = "outputs") -> No
 @app.command()
 def reset(
     profile: Profile = "tiny",
-    output_root: OutputRoot = "outputs",
+    output_root: OutputRoot = OUTPUT_ROOT,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run's outputs, so that the notebooks begin anew; asks first."""

@@ -34,6 +34,7 @@ from ftlib.model import architecture
 from ftlib.profiles import Profile
 from ftlib.rehearsal import ASSETS
 from ftlib.runner import cells
+from ftlib.runner.ranks import TRAINING
 from ftlib.session import device
 from ftlib.session.session import project_root
 
@@ -203,7 +204,7 @@ def _trainer(recipe: Profile, config: GptOssConfig, rows: Dataset) -> "Iterator[
             "train_dataset": rows,
             "progress": clock,
         }
-        trainer = cells.run("trainer", project_root() / "notebooks" / "04_train_lora.ipynb", namespace)
+        trainer = cells.run("trainer", project_root() / "notebooks" / f"{TRAINING}.ipynb", namespace)
         trainer.args.save_strategy = "no"
         try:
             yield trainer, clock

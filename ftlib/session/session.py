@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from ftlib import profiles
 from ftlib.errors import FtlibError
 from ftlib.profiles import Profile
-from ftlib.session import device, kernel, manifest, parameters, records, redaction, room, storage
+from ftlib.session import device, kernel, manifest, membership, parameters, records, redaction, storage
 from ftlib.session.processes import place
 
 OUTPUT_ROOT = "outputs"
@@ -282,7 +282,7 @@ def _connect(profile: Profile, output_dir: Path) -> tuple[str, list[Any]]:
     if constants and endpoint != constants.ENDPOINT:
         raise FtlibError("huggingface_hub was imported before start(...), which chooses the Hub; restart the kernel")
     if profile.hub.is_room:
-        token = room.token(project_root() / OUTPUT_ROOT, endpoint)
+        token = membership.token(project_root() / OUTPUT_ROOT, endpoint)
     elif profile.hub.is_rehearsal:
         from ftlib.rehearsal.hub import RehearsalHub
 

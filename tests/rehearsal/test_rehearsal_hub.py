@@ -20,7 +20,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import close_session
 
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import ASSETS
@@ -29,15 +28,6 @@ from ftlib.rehearsal.hub import DATASET_ID, MODEL_ID, RehearsalHub, revision
 
 ADAPTER = "learner/adapter"
 CARD = "---\nlicense: apache-2.0\n---\n# An adapter\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_proxy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        close_session()  # the client reads the variable when it opens its session
-        yield
-    close_session()
 
 
 @pytest.fixture

@@ -20,27 +20,16 @@ import pytest
 from helpers import HANGING_S
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import close_session
 
 from ftlib import cli, profiles
 from ftlib.errors import FtlibError
 from ftlib.rehearsal import room
 from ftlib.rehearsal.hub import MODEL_ID, RehearsalHub
 from ftlib.rehearsal.room import RoomHub
-from ftlib.session import room as membership
-from ftlib.session import session
+from ftlib.session import membership, session
 
 HOST = "127.0.0.1"
 LABELS = "Reasons in the language asked for", "Answers exactly as the reference"  # notebook 5's
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_proxy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", HOST)
-        close_session()  # the client reads the variable when it opens its session
-        yield
-    close_session()
 
 
 def free_port() -> int:
