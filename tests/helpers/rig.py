@@ -72,7 +72,7 @@ class Rig:
 
     @property
     def config(self) -> GptOssConfig:
-        return bench.shape_of(profiles.load(self.name))
+        return bench.config_of(profiles.load(self.name))
 
     def session(self, profile: Profile, run: str = "run") -> Session:
         """A session as `start` would make it, but without a Hub."""
