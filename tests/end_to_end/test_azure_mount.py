@@ -59,6 +59,7 @@ def project(tmp_path: Path, sample_rows: list[dict[str, Any]]) -> Path:
     return tmp_path / "project"
 
 
+@pytest.mark.slow
 def test_all_notebooks_run_on_the_mount_killed_and_resumed(
     mount: Callable[[str], Path], project: Path, tmp_path: Path
 ) -> None:
