@@ -152,7 +152,7 @@ def is_packed(path: Path) -> bool:
 
 
 def load(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a folder as a person would, onto the CPU; an FtlibError names a tensor that is missing or misshapen."""
+    """Load a folder as a person would, onto the CPU; an FtlibError names a missing or misshapen tensor."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import Mxfp4Config

@@ -319,6 +319,7 @@ def test_the_loss_sees_what_the_profile_says(
     counts = ("hidden_layers", "attention_heads", "key_value_heads", "local_experts", "experts_per_tok")
     shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8} | {f"num_{count}": 1 for count in counts}
     plain: dict[str, Any] = {"router_aux_loss_coef": 0.0, "bf16": False, "use_cpu": True, "report_to": "none"}
+    plain |= {"activation_checkpointing": False}
     trainer = SFTTrainer(
         GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **shape)),
         SFTConfig(str(tmp_path), max_length=400, assistant_only_loss=masked, **plain),
