@@ -30,13 +30,14 @@ def replacing(folder: Path, size: float) -> Iterator[Path]:
 
     A kill before that leaves what was there. An FtlibError says that the disk has too little room.
     """
-    with _alone(folder, size):
+    with _alone(folder):
         unfinished, earlier = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
         if earlier.exists() and not folder.exists():  # a kill came between the two renames below
             earlier.rename(folder)
         for left in (unfinished, earlier):
             shutil.rmtree(left, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        _check_room(folder, size)
+        unfinished.mkdir()
         yield unfinished
         manifest.write(unfinished, [path.name for path in unfinished.iterdir()])
         if folder.exists():
@@ -45,14 +46,17 @@ def replacing(folder: Path, size: float) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _alone(target: Path, size: float) -> Iterator[None]:
-    """Keep others from writing beside a file or folder; refuse where the disk is too small."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _check_room(target: Path, size: float) -> None:
     disk = shutil.disk_usage(target.parent)
     if disk.total and disk.free < size:  # a mounted volume may know no sizes
         found = f"{target.name} takes {size / 1e9:.1f} GB, and the disk has {disk.free / 1e9:.1f} GB free"
         raise FtlibError(f"{found}; make room, or name another output_root")
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keep others from writing beside a file or folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.parent.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -133,15 +137,17 @@ def converting(folder: Path, file: Path, kind: str) -> Iterator[Path]:
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     unfinished = file.with_name(f"{file.name}.part")
     size = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
-    try:
-        with _alone(file, size):
+    with _alone(file):
+        unfinished.unlink(missing_ok=True)  # of a run that was killed
+        _check_room(file, size)
+        try:
             with _quiet_converter(TextModel), torch.inference_mode():
                 converter: Any = get_model_class(architecture)
-                converter(folder, getattr(gguf.LlamaFileType, GGUF_TYPES[kind]), unfinished, eager=True).write()
+                converter(folder, getattr(gguf.LlamaFileType, GGUF_TYPES[kind]), unfinished).write()
             yield unfinished
             unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def lose_experts(loaded: dict[str, torch.Tensor]) -> None:
 
 
 def test_gguf_file_answers_as_the_model_that_it_came_from(
-    gguf: Path, folder: Path, merged: Merged, tokenizer: Any
+    gguf: Path, folder: Path, merged: Merged, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_french = tokenizer.encode(
         "<|channel|>analysis<|message|>L'utilisateur demande la capitale de l'Australie.", add_special_tokens=False
@@ -60,9 +61,20 @@ def test_gguf_file_answers_as_the_model_that_it_came_from(
         FtlibError, match=r"^mxfp4\.gguf answers differently .* its reply begins 'analysisThe user asks"
     ):
         check.gguf(gguf, replace(merged.answers, reply=in_french), tokenizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(check, "_alike", lambda *_: 0)  # as if the texts parted at once: the tokens do not
+        check.gguf(gguf, merged.answers, tokenizer)
     tensors(lose_experts)(folder, merged)
     with pytest.raises(FtlibError, match="answers differently"), formats.converting(folder, gguf, "f32") as random:
         check.gguf(random, merged.answers, tokenizer)
+
+
+@pytest.mark.parametrize(("behind", "is_a_tie"), [(0.5, True), (3.0, False)])
+def test_words_that_are_nearly_as_likely_may_differ(behind: float, is_a_tie: bool) -> None:
+    likely = [{"id": 5, "logprob": -0.6}, {"id": 6, "logprob": -0.6 - behind}]
+    told = SimpleNamespace(content=[{"id": 1, "top_logprobs": []}, {"id": 5, "top_logprobs": likely}])
+    assert check._part_at_a_tie(told, [1, 6, 7]) == is_a_tie
+    assert not check._part_at_a_tie(told, [2, 5])
 
 
 def text(name: str, old: str, new: str) -> Callable[[Path, Merged], None]:

@@ -101,6 +101,27 @@ def test_two_exports_do_not_write_at_once(tmp_path: Path) -> None:
         write(tmp_path / "export/mxfp4", "")
 
 
+def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["GptOssForCausalLM"]}')
+    with formats.replacing(tmp_path / "export/merged", 1):
+        (tmp_path / "export/q8_0.gguf.part").touch()
+        with (
+            pytest.raises(FtlibError, match=r"^another process"),
+            formats.converting(tmp_path, tmp_path / "export/q8_0.gguf", "q8_0"),
+        ):
+            pass
+        assert (tmp_path / "export/q8_0.gguf.part").exists()
+
+
+def test_what_a_killed_export_left_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "merged.part"
+    left.mkdir()
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: SimpleNamespace(total=10**12, free=1e9 if left.exists() else 50e9)
+    )
+    write(tmp_path / "merged", "", 42e9)
+
+
 def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10**12, free=10**9))
     with pytest.raises(FtlibError, match=r"^merged takes 42\.0 GB, and the disk has 1\.0 GB free; make room"):
