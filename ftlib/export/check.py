@@ -95,7 +95,8 @@ def folder(path: Path, expected: Answers, untrained: Answers, date: str) -> Answ
 def gguf(file: Path, expected: Answers, tokenizer: Any) -> None:
     """Check a GGUF file: llama.cpp has to load it, and to begin its reply to the probe as expected.
 
-    Rounding changes words later on, so a quarter of the reply is compared; and where two words are nearly as likely.
+    Rounding changes words later on, so only a quarter of the reply is compared; and it decides between words that are
+    nearly as likely, so such a difference counts for nothing.
 
     Args:
         file: the GGUF file.

@@ -64,18 +64,19 @@ def test_an_attempt_is_measured_as_notebook_5_measures_and_not_as_it_trained(
     asked = []
 
     def train(variable: str, notebook: Path, namespace: dict[str, Any]) -> None:
+        model.set_attn_implementation("flex_attention")
         namespace |= {"peft_model": with_adapter(model).train(), "progress": SimpleNamespace(seconds=1.0)}
         namespace["tokenizer"] = None
 
     def evaluate(merged: Any, *_: Any) -> dict[str, Any]:
-        asked.append((merged.training, merged.config._experts_implementation))
+        asked.append((merged.training, merged.config._attn_implementation, merged.config._experts_implementation))
         return dict.fromkeys(attempts.COLUMNS, 0.5)
 
     monkeypatch.setattr(attempts.cells, "run", train)
     monkeypatch.setattr(attempts.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(attempts.evaluation, "summarise", lambda results: results)
     assert attempts.run(session)["agreement"] == 0.5
-    assert asked == [(False, "eager")]
+    assert asked == [(False, "eager", "eager")]
 
 
 def test_an_attempt_that_this_machine_cannot_finish_is_not_begun(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
